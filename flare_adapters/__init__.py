@@ -1,0 +1,1 @@
+"""Federated rounds inside the running loop of Lightning, Hugging Face and MONAI."""

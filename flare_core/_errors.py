@@ -1,0 +1,153 @@
+"""Every error of a federation, under one root.
+
+::
+
+    FlareError
+    ├── ConfigurationError       a site file, plan or setting is wrong
+    ├── ProtocolError            bytes from a peer that mean nothing
+    ├── UnsupportedError         what was asked for cannot work here
+    ├── HorizonError             the script's loop is shorter than the run
+    ├── ServerUnreachableError   nobody answers at the server's address
+    ├── RunAbortedError          the server ended the run
+    └── RefusedError             the server refused something of this site
+        ├── LayoutError          its model differs from the other sites'
+        ├── BaseModelError       its frozen base model differs
+        ├── ScheduleError        its rounds are cut elsewhere
+        └── UpdateError          its update cannot be averaged
+
+A message says which site, tensor or file, what was expected, what came, and what
+to do.  `PreflightPassed` is no error: it ends a script that only checks.
+"""
+
+from typing import Literal, TypeAlias, final
+
+import msgspec
+
+Reason: TypeAlias = Literal["layout", "base", "schedule", "update"]
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the server does not accept something of a site.
+
+    Attributes:
+        reason: What kind of thing was refused.
+        site: The site it came from.
+        what: The tensor, setting or number it is about, in words.
+        expected: What would have been accepted.
+        got: What came.
+        advice: What the people at the site can do.
+    """
+
+    reason: Reason
+    site: str
+    what: str
+    expected: str
+    got: str
+    advice: str
+
+    def __str__(self) -> str:
+        return (
+            f"site {self.site!r}: {self.what}: expected {self.expected}, "
+            f"got {self.got}; {self.advice}"
+        )
+
+
+class FlareError(Exception):
+    """What can go wrong in a federation."""
+
+
+class ConfigurationError(FlareError):
+    """A site file, a plan or a setting is wrong."""
+
+
+class ProtocolError(FlareError):
+    """A peer sent bytes that are no message of this protocol."""
+
+
+class UnsupportedError(FlareError):
+    """What was asked for cannot work here, and why."""
+
+
+class HorizonError(FlareError):
+    """The script's own loop ends before the run does."""
+
+
+class RunAbortedError(FlareError):
+    """The server ended the run before its last round."""
+
+
+@final
+class ServerUnreachableError(FlareError):
+    """Nobody answered at the server's address.
+
+    Attributes:
+        address: Where the server was expected.
+        waited_s: How long this site waited, in seconds.
+    """
+
+    def __init__(self, address: str, *, waited_s: float) -> None:
+        super().__init__(address, waited_s)
+        self.address = address
+        self.waited_s = waited_s
+
+    def __str__(self) -> str:
+        return (
+            f"no server answers at {self.address} (waited {self.waited_s:g} s); "
+            "is it running, and does the site file name the right address?"
+        )
+
+
+class RefusedError(FlareError):
+    """The server refused something of this site.
+
+    Attributes:
+        refusal: The facts.
+    """
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+
+    def __str__(self) -> str:
+        return str(self.refusal)
+
+
+@final
+class LayoutError(RefusedError):
+    """The site's model has other tensors than the other sites'."""
+
+
+@final
+class BaseModelError(RefusedError):
+    """The site trains on another frozen base model than the other sites."""
+
+
+@final
+class ScheduleError(RefusedError):
+    """The site cuts its training into other rounds than the other sites."""
+
+
+@final
+class UpdateError(RefusedError):
+    """The site's update cannot be averaged."""
+
+
+@final
+class PreflightPassed(SystemExit):  # noqa: N818 - it ends a script that went well
+    """Ends the script of a site in a pre-flight: all was compared, nothing trained."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+_REFUSED: dict[Reason, type[RefusedError]] = {
+    "layout": LayoutError,
+    "base": BaseModelError,
+    "schedule": ScheduleError,
+    "update": UpdateError,
+}
+
+
+def refused(refusal: Refusal) -> RefusedError:
+    """Return the error that a refusal is at the site it concerns."""
+    return _REFUSED[refusal.reason](refusal)

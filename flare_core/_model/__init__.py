@@ -1,0 +1,29 @@
+"""The values that travel: models, their layouts, and updates."""
+
+from flare_core._model._dtypes import (
+    DTYPES,
+    Array,
+    accumulator_dtype,
+    all_finite,
+    bits_of,
+    rounded_once,
+)
+from flare_core._model._layout import Layout, TensorClass, TensorSpec
+from flare_core._model._state import ModelState
+from flare_core._model._update import GlobalModel, Metrics, Update
+
+__all__ = [
+    "DTYPES",
+    "Array",
+    "GlobalModel",
+    "Layout",
+    "Metrics",
+    "ModelState",
+    "TensorClass",
+    "TensorSpec",
+    "Update",
+    "accumulator_dtype",
+    "all_finite",
+    "bits_of",
+    "rounded_once",
+]

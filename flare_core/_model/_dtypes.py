@@ -1,0 +1,97 @@
+"""The element types of safetensors, as NumPy types, and exact rounding to them."""
+
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "F4": np.dtype(ml_dtypes.float4_e2m1fn),
+    "F6_E2M3": np.dtype(ml_dtypes.float6_e2m3fn),
+    "F6_E3M2": np.dtype(ml_dtypes.float6_e3m2fn),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "I16": np.dtype(np.int16),
+    "U16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I32": np.dtype(np.int32),
+    "U32": np.dtype(np.uint32),
+    "F32": np.dtype(np.float32),
+    "C64": np.dtype(np.complex64),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "U64": np.dtype(np.uint64),
+}
+"""Code in a safetensors header → NumPy type of the array in memory."""
+
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+
+
+def code_of(dtype: np.dtype[Any]) -> str:
+    """Return the safetensors code of a NumPy type.
+
+    Raises:
+        TypeError: If safetensors has no such type.
+    """
+    try:
+        return _CODES[dtype.newbyteorder("<") if dtype.byteorder == ">" else dtype]
+    except KeyError:
+        known = ", ".join(sorted(dtype.name for dtype in _CODES))
+        msg = f"no tensor can travel as {dtype}; possible are {known}"
+        raise TypeError(msg) from None
+
+
+def bits_of(code: str) -> int:
+    """Return the bits of one element on the wire; 4 and 6 where types are packed."""
+    return _BITS.get(code, DTYPES[code].itemsize * 8)
+
+
+def is_counter(dtype: np.dtype[Any]) -> bool:
+    """Tell whether values of this type count something: integers and booleans."""
+    return dtype.kind in "biu"
+
+
+def all_finite(array: Array) -> bool:
+    """Tell whether no element is infinite or not a number."""
+    if is_counter(array.dtype):
+        return True
+    small = array.dtype.itemsize < np.dtype(np.float32).itemsize
+    wide = array.astype(np.float32) if small else array
+    return bool(np.isfinite(wide).all())
+
+
+def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type in which values of `dtype` are summed."""
+    return np.dtype(np.complex128 if dtype.kind == "c" else np.float64)
+
+
+def rounded_once(exact: Array, dtype: np.dtype[Any]) -> Array:
+    """Round float64 or complex128 values to `dtype`, to nearest even, once.
+
+    ml_dtypes 0.6 casts float64 by way of float32 and so rounds twice; here the first
+    step rounds to odd, which makes the second one exact (Boldo and Melquiond, IEEE
+    Trans. Computers 57(4), 2008, theorem 3).
+    """
+    if dtype.isbuiltin == 1:
+        return exact.astype(dtype)
+    return _to_odd_float32(exact).astype(dtype)
+
+
+def _to_odd_float32(exact: Array) -> Array:
+    nearest = exact.astype(np.float32)
+    inexact = nearest.astype(np.float64) != exact
+    away = np.abs(nearest.astype(np.float64)) > np.abs(exact)
+    toward_zero = np.where(away, np.nextafter(nearest, np.float32(0)), nearest)
+    bits = np.atleast_1d(toward_zero).view(np.uint32) | np.atleast_1d(inexact)
+    return bits.view(np.float32).reshape(exact.shape)

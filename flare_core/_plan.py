@@ -1,0 +1,166 @@
+"""The plan of a run: the server's word on rounds, schedule, strategy and selection."""
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+from flare_core._errors import ConfigurationError
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+OptimizerState: TypeAlias = Literal["keep", "reset"]
+Select: TypeAlias = str | list[str]
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of settings; a key nobody knows is an error."""
+
+
+class Schedule(_Settings, frozen=True, omit_defaults=True):
+    """Where local training is cut into rounds; at most one of the two is set.
+
+    Attributes:
+        every_n_epochs: A round ends after so many passes over the site's data.
+        every_n_steps: A round ends after so many optimizer steps.
+    """
+
+    every_n_epochs: Count | None = None
+    every_n_steps: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_n_epochs is not None and self.every_n_steps is not None:
+            msg = "give one of every_n_epochs and every_n_steps, not both"
+            raise ValueError(msg)
+
+    @property
+    def given(self) -> bool:
+        """Whether it says anything."""
+        return self.every_n_epochs is not None or self.every_n_steps is not None
+
+    @property
+    def length(self) -> int:
+        """Epochs or steps of a round.
+
+        Raises:
+            ValueError: If the schedule says nothing.
+        """
+        length = self.every_n_epochs or self.every_n_steps
+        if length is None:
+            msg = "a schedule without every_n_epochs or every_n_steps has no length"
+            raise ValueError(msg)
+        return length
+
+    @property
+    def unit(self) -> Literal["epochs", "steps"]:
+        """What is counted."""
+        return "steps" if self.every_n_steps is not None else "epochs"
+
+    def __str__(self) -> str:
+        if not self.given:
+            return "rounds of the script's own"
+        return f"every_n_{self.unit} = {self.length}"
+
+
+class StrategySettings(_Settings, frozen=True):
+    """How updates become the next global model.
+
+    Attributes:
+        name: A strategy of the entry point group ``flare_core.strategies``.
+        mu: Weight of FedProx's proximal term at the sites; 0 is plain FedAvg.
+    """
+
+    name: str = "fedavg"
+    mu: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
+class Selection(_Settings, frozen=True):
+    """Which sites take part.
+
+    Attributes:
+        sites: Sites that must have joined before round 0 starts.
+        quorum: Least number of updates a round can be made of, once sites are gone;
+            all of them where it is not set.
+    """
+
+    sites: Count = 1
+    quorum: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.quorum is not None and self.quorum > self.sites:
+            msg = f"quorum = {self.quorum} can never be met by sites = {self.sites}"
+            raise ValueError(msg)
+
+    @property
+    def least(self) -> int:
+        """Least number of updates a round can be made of."""
+        return self.sites if self.quorum is None else self.quorum
+
+
+class Plan(_Settings, frozen=True):
+    """What a run does.  It is the server's, and every site gets it before it trains.
+
+    Attributes:
+        rounds: Rounds to play.
+        schedule: Where a round ends; if empty, what each script says itself.
+        strategy: How updates are combined.
+        selection: Which sites take part.
+        select: Tensors to exchange: ``"auto"``, ``"all"``, ``"trainable"``,
+            ``"no_batchnorm"`` or globs; if not set, what each script says itself.
+        optimizer_state: What becomes of the optimizer's moments when a global model
+            is loaded; if not set, what each script says itself.
+    """
+
+    rounds: Count
+    schedule: Schedule = Schedule()
+    strategy: StrategySettings = StrategySettings()
+    selection: Selection = Selection()
+    select: Select | None = None
+    optimizer_state: OptimizerState | None = None
+
+    def with_setting(self, assignment: str) -> "Plan":
+        """Return a plan with one setting changed.
+
+        Args:
+            assignment: ``key=value`` with dots in the key and a TOML value, e.g.
+                ``strategy.mu=0.1``; a value that is no TOML is taken as text.
+
+        Raises:
+            ConfigurationError: If there is no such key or the value does not fit.
+        """
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            msg = f"--set {assignment}: expected key=value, e.g. strategy.mu=0.1"
+            raise ConfigurationError(msg)
+        tree = msgspec.to_builtins(self)
+        *tables, last = key.strip().split(".")
+        table = tree
+        for name in tables:
+            table = table.get(name)
+            if not isinstance(table, dict):
+                msg = f"--set {assignment}: a plan has no table {name!r}"
+                raise ConfigurationError(msg)
+        table[last] = _toml_value(value.strip())
+        return plan_from(tree, source=f"--set {assignment}")
+
+
+def plan_from(tree: object, *, source: str) -> Plan:
+    """Return the plan that a tree of TOML values describes.
+
+    Args:
+        tree: Tables, lists and scalars.
+        source: Where it comes from, for the error.
+
+    Raises:
+        ConfigurationError: If a key is unknown or a value does not fit.
+    """
+    try:
+        return msgspec.convert(tree, Plan)
+    except msgspec.ValidationError as exc:
+        msg = f"{source}: {exc}"
+        raise ConfigurationError(msg) from None
+
+
+def _toml_value(text: str) -> object:
+    try:
+        return msgspec.toml.decode(f"value = {text}")["value"]
+    except msgspec.DecodeError:
+        return text

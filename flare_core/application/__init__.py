@@ -1,0 +1,47 @@
+"""Joins the rules of the federation to the wire: a server, and a client per site."""
+
+from flare_core.application._client import Client, ClientRound, join
+from flare_core.application._events import (
+    Event,
+    Observer,
+    Published,
+    Result,
+    RoundPlayed,
+    RoundRecord,
+    RunEnded,
+    RunOpened,
+    SiteJoined,
+    SiteLeft,
+    SiteRefused,
+    SiteReport,
+    Updated,
+)
+from flare_core.application._link import Link, Proposal, connect
+from flare_core.application._manifest import ManifestEntry
+from flare_core.application._server import Server
+from flare_core.application._zmq_link import ZmqLink
+
+__all__ = [
+    "Client",
+    "ClientRound",
+    "Event",
+    "Link",
+    "ManifestEntry",
+    "Observer",
+    "Proposal",
+    "Published",
+    "Result",
+    "RoundPlayed",
+    "RoundRecord",
+    "RunEnded",
+    "RunOpened",
+    "Server",
+    "SiteJoined",
+    "SiteLeft",
+    "SiteRefused",
+    "SiteReport",
+    "Updated",
+    "ZmqLink",
+    "connect",
+    "join",
+]

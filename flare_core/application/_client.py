@@ -1,0 +1,170 @@
+"""The Client API: federated rounds for a training loop of one's own."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self, final
+
+import numpy.typing as npt
+
+from flare_core._errors import ConfigurationError, PreflightPassed, RefusedError
+from flare_core._model import GlobalModel, Metrics, ModelState, Update
+from flare_core._plan import Plan
+from flare_core._site import site as read_site
+from flare_core.application._link import Proposal, connect
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class ClientRound:
+    """One round at a site.
+
+    Attributes:
+        number: The round, counted from 0.
+        weights: The global model it starts from; read-only arrays by name.
+    """
+
+    def __init__(self, client: "Client", model: GlobalModel) -> None:
+        self._client = client
+        self.number: int = model.round_number
+        self.weights: ModelState = model.weights
+
+    def submit(
+        self,
+        weights: Mapping[str, npt.ArrayLike],
+        *,
+        num_examples: int,
+        metrics: Metrics | None = None,
+        global_metrics: Metrics | None = None,
+    ) -> None:
+        """Hand in the local model; returns when the next global model is here.
+
+        Args:
+            weights: The local model after training, by the names of the global one;
+                the arrays are read, not kept.
+            num_examples: Examples really seen; the aggregation weight.
+            metrics: Scalars of the local model.
+            global_metrics: Scalars of the global model this round started from.
+
+        Raises:
+            UpdateError: If the server refuses it: another layout, a NaN.
+            RunAbortedError: If the run has ended.
+        """
+        self._client.submit(
+            self.number,
+            weights,
+            num_examples=num_examples,
+            metrics=metrics or {},
+            global_metrics=global_metrics or {},
+        )
+
+
+@final
+class Client:
+    """A site's part in a run; made by `join`.  Iterate over it to play the rounds.
+
+    Attributes:
+        plan: The run's plan.
+    """
+
+    def __init__(
+        self,
+        initial: Mapping[str, npt.ArrayLike],
+        *,
+        site: str | PathLike[str] | None = None,
+    ) -> None:
+        self._site = read_site(site)
+        if not self._site.federated:
+            msg = (
+                "a loop written with flare_core.join has no rounds of its own to play "
+                "alone; run it with `flare simulate SCRIPT.py --sites 1`"
+            )
+            raise ConfigurationError(msg)
+        self._link = connect(self._site)
+        self.plan: Plan = self._link.plan()
+        weights = ModelState(initial)
+        self._classes = weights.layout.classes
+        self._model = self._link.join(Proposal(weights=weights))
+        self._final_metrics: Metrics = {}
+
+    @property
+    def weights(self) -> ModelState:
+        """The newest global model; after the loop, the final one."""
+        return self._model.weights
+
+    def __iter__(self) -> Iterator[ClientRound]:
+        while not self._model.final:
+            current = self._model
+            yield ClientRound(self, current)
+            if self._model is current:
+                msg = (
+                    f"round {current.round_number} was not handed in: call "
+                    "round.submit(...) in each pass of the loop"
+                )
+                raise ConfigurationError(msg)
+
+    def submit(
+        self,
+        round_number: int,
+        weights: Mapping[str, npt.ArrayLike],
+        *,
+        num_examples: int,
+        metrics: Metrics,
+        global_metrics: Metrics,
+    ) -> None:
+        """Hand in a round's update; see `ClientRound.submit`."""
+        update = Update(
+            site=self._site.name,
+            round_number=round_number,
+            weights=ModelState(weights, classes=self._classes),
+            num_examples=num_examples,
+            metrics=metrics,
+            global_metrics=global_metrics,
+        )
+        self._model = self._link.exchange(update)
+
+    def report(self, metrics: Metrics) -> None:
+        """Set the scalars of the final model, which the run record keeps."""
+        self._final_metrics = dict(metrics)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            reason = "" if self._model.final else "its loop ended early"
+            self._link.leave(self._final_metrics, reason=reason)
+        elif not isinstance(error, (RefusedError, PreflightPassed)):
+            self._link.leave({}, reason=_in_one_line(error), failed=True)
+
+
+def join(
+    initial: Mapping[str, Any], *, site: str | PathLike[str] | None = None
+) -> Client:
+    """Take part in a run; blocks until all sites are there.
+
+    Args:
+        initial: The model as it is now, arrays by name.  Every site brings one, of
+            the same layout; the run starts from that of the first site by name.
+        site: A site file; by default the one that ``FLARE_SITE`` names.
+
+    Returns:
+        The rounds, to iterate over, as a context manager.
+
+    Raises:
+        ConfigurationError: If no federation is set up.
+        LayoutError: If the model differs from the other sites'.
+        ServerUnreachableError: If nobody answers.
+    """
+    return Client(initial, site=site)
+
+
+def _in_one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".replace("\n", " ")

@@ -1,0 +1,180 @@
+"""What happens in a run, as values that a record or a display can listen to."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import msgspec
+
+from flare_core._errors import Refusal
+from flare_core._model import Layout, Metrics, TensorSpec
+from flare_core._plan import Plan
+from flare_core.communication import Frame
+
+
+class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One site in one round.
+
+    Attributes:
+        num_examples: Examples seen in local training.
+        global_metrics: Of the global model that the round started from.
+        metrics: Of the local model after training.
+        bytes_down: Bytes of the global model sent to it.
+        bytes_up: Bytes of its update.
+        seconds: From the round's start until its update was in.
+    """
+
+    num_examples: int
+    global_metrics: Metrics
+    metrics: Metrics
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One round, as a line of ``rounds.jsonl``.
+
+    Attributes:
+        round: Its number, from 0.
+        sites: Report of each site whose update counts.
+        num_examples: Of all sites.
+        global_metrics: Weighted mean over the sites, before local training.
+        metrics: Weighted mean over the sites, after local training.
+        bytes_down: Bytes of models sent.
+        bytes_up: Bytes of updates received.
+        seconds: Wall time of the round.
+        sha256: Of the global model that came out, as a safetensors file.
+    """
+
+    round: int
+    sites: Mapping[str, SiteReport]
+    num_examples: int
+    global_metrics: Metrics
+    metrics: Metrics
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+    sha256: str
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended.
+
+    Attributes:
+        rounds: Rounds played.
+        sha256: Of the last global model; empty if there is none.
+        metrics: Mean over the sites of the final model's metrics.
+        sites: Each site's metrics of the final model.
+        error: Why it ended early; empty if it did not.
+        failed_site: The site whose failure ended it, if one did.
+    """
+
+    rounds: int = 0
+    sha256: str = ""
+    metrics: Metrics = {}
+    sites: Mapping[str, Metrics] = {}
+    error: str = ""
+    failed_site: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunOpened:
+    """The server listens."""
+
+    plan: Plan
+    endpoint: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SiteJoined:
+    """A site has said what it would exchange."""
+
+    site: str
+    layout: Layout
+    stays: tuple[TensorSpec, ...]
+    base: str
+    schedule: str
+    horizon: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A global model is out.
+
+    Attributes:
+        round_number: The round that starts from it, or the number of rounds played.
+        frames: A safetensors file, in pieces.
+        final: Whether it is the last one.
+    """
+
+    round_number: int
+    frames: list[Frame]
+    final: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """A site's update is in."""
+
+    site: str
+    round_number: int
+    report: SiteReport
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RoundPlayed:
+    """A round is over."""
+
+    record: RoundRecord
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SiteRefused:
+    """Something of a site was not accepted."""
+
+    refusal: Refusal
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SiteLeft:
+    """A site has gone.
+
+    Attributes:
+        site: Its name.
+        reason: Why, if before the end.
+        metrics: Of the last global model it loaded.
+    """
+
+    site: str
+    reason: str
+    metrics: Metrics
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """Nothing more happens."""
+
+    result: Result
+
+
+Event: TypeAlias = (
+    RunOpened
+    | SiteJoined
+    | Published
+    | Updated
+    | RoundPlayed
+    | SiteRefused
+    | SiteLeft
+    | RunEnded
+)
+Observer: TypeAlias = Callable[[Event], None]
+"""Called on the server's thread, in order; what it raises ends the run."""

@@ -1,0 +1,1 @@
+"""Configures, starts, watches and records runs: the command line `flare`."""
