@@ -1,0 +1,61 @@
+"""Fixtures for all tests: a real server, and site files that lead to it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+import tomli_w
+from support import PATIENCE_S, RunningServer, RunServer, SiteFile
+
+from flare_core import Plan
+from flare_core.application import Observer
+
+
+@pytest.fixture(autouse=True)
+def _outside_a_federation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds the federation of the shell that started it."""
+    monkeypatch.delenv("FLARE_SITE", raising=False)
+
+
+@pytest.fixture
+def run_server() -> Iterator[RunServer]:
+    """Start servers that are closed when the test ends."""
+    with ExitStack() as running:
+
+        def run(
+            plan: Plan,
+            *,
+            observer: Observer = lambda _: None,
+            preflight: bool = False,
+        ) -> RunningServer:
+            server = RunningServer(plan, observer=observer, preflight=preflight)
+            return running.enter_context(closing(server))
+
+        yield run
+
+
+@pytest.fixture
+def site_file(tmp_path: Path) -> SiteFile:
+    """Write site files."""
+
+    def write(
+        name: str,
+        endpoint: str,
+        index: int = 0,
+        count: int = 1,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> Path:
+        settings = {
+            "name": name,
+            "server": endpoint,
+            "index": index,
+            "count": count,
+            "patience_s": patience_s,
+        }
+        path = tmp_path / f"{name}.toml"
+        path.write_text(tomli_w.dumps(settings), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,80 @@
+"""A real server in a thread, for tests that need a federation around them."""
+
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol, final
+
+from flare_core import Plan, Server
+from flare_core.application import Event, Observer, Result
+
+PATIENCE_S = 30.0
+"""Longer than any test waits for an answer."""
+
+
+@final
+class RunningServer:
+    """Plays a plan on loopback until all sites have left.
+
+    Attributes:
+        server: The server itself; `lose` and `stop` may be called.
+        endpoint: Where sites connect to.
+        events: What has happened so far, in order.
+    """
+
+    def __init__(self, plan: Plan, *, observer: Observer, preflight: bool) -> None:
+        self.events: list[Event] = []
+        self._observer = observer
+        self.server = Server(plan, observer=self._note, preflight=preflight)
+        self.endpoint: str = self.server.endpoint
+        self._ended: Future[Result] = Future()
+        self._thread = threading.Thread(target=self._play, daemon=True)
+        self._thread.start()
+
+    def result(self, *, timeout_s: float = PATIENCE_S) -> Result:
+        """Wait for the end of the run and return how it went."""
+        return self._ended.result(timeout_s)
+
+    def close(self) -> None:
+        """Stop the run if it still goes on, and raise what the server raised."""
+        with suppress(OSError):  # it may end by itself meanwhile
+            self.server.stop("the test is over")
+        self._ended.result(PATIENCE_S)
+        self._thread.join(PATIENCE_S)
+
+    def _note(self, event: Event) -> None:
+        self.events.append(event)
+        self._observer(event)
+
+    def _play(self) -> None:
+        try:
+            self._ended.set_result(self.server.run())
+        except BaseException as exc:  # noqa: BLE001 - the test's thread raises it
+            self._ended.set_exception(exc)
+
+
+class RunServer(Protocol):
+    """Starts a server; it is closed when the test ends."""
+
+    def __call__(
+        self,
+        plan: Plan,
+        *,
+        observer: Observer = ...,
+        preflight: bool = False,
+    ) -> RunningServer: ...
+
+
+class SiteFile(Protocol):
+    """Writes a site file into the test's folder, where the site's record goes too."""
+
+    def __call__(
+        self,
+        name: str,
+        endpoint: str,
+        index: int = 0,
+        count: int = 1,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> Path: ...
