@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from support import PATIENCE_S, RunningServer, RunServer, SiteFile
 
 from flare_core import Plan
 from flare_core.application import Observer
+from support import PATIENCE_S, RunningServer, RunServer, SiteFile
 
 
 @pytest.fixture(autouse=True)
