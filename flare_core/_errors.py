@@ -85,7 +85,7 @@ class ServerUnreachableError(FlareError):
         waited_s: How long this site waited, in seconds.
     """
 
-    def __init__(self, address: str, *, waited_s: float) -> None:
+    def __init__(self, address: str, waited_s: float) -> None:
         super().__init__(address, waited_s)
         self.address = address
         self.waited_s = waited_s
@@ -133,11 +133,8 @@ class UpdateError(RefusedError):
 
 
 @final
-class PreflightPassed(SystemExit):  # noqa: N818 - it ends a script that went well
+class PreflightPassed(SystemExit):
     """Ends the script of a site in a pre-flight: all was compared, nothing trained."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
 
 
 _REFUSED: dict[Reason, type[RefusedError]] = {

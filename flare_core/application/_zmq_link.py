@@ -2,10 +2,9 @@
 
 import logging
 import time
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 from flare_core._errors import (
-    ConfigurationError,
     PreflightPassed,
     ProtocolError,
     RunAbortedError,
@@ -46,7 +45,6 @@ from flare_core.communication import (
 _log = logging.getLogger(__name__)
 _PING_S = 2.0
 _INITIAL = -1
-_M = TypeVar("_M", bound=ToSite)
 
 
 @final
@@ -66,11 +64,13 @@ class ZmqLink:
 
     def plan(self) -> Plan:
         """Return the run's plan; asked for once."""
-        if self._plan is None:
-            hello = Hello(site=self._site.name, protocol=PROTOCOL)
-            welcome, _ = self._ask(hello, [], Welcome)
-            self._plan = welcome.plan
-        return self._plan
+        if self._plan is not None:
+            return self._plan
+        hello = Hello(site=self._site.name, protocol=PROTOCOL)
+        welcome, _ = self._ask(hello, [], Welcome)
+        plan: Plan = welcome.plan
+        self._plan = plan
+        return plan
 
     def join(self, proposal: Proposal) -> GlobalModel:
         """Take part: return the model of the first round to play.
@@ -89,7 +89,7 @@ class ZmqLink:
         )
         answer, body = self._ask(request, [], Propose | Start | Checked)
         if isinstance(answer, Checked):
-            raise PreflightPassed
+            raise PreflightPassed(0)
         if isinstance(answer, Propose):
             _log.info("site %r gives the initial weights", self._site.name)
             answer, body = self._hand_in(_INITIAL, Initial(), proposal.weights)
@@ -123,8 +123,9 @@ class ZmqLink:
     def _hand_in(
         self, round_number: int, message: ToServer, weights: ModelState
     ) -> tuple[Start, list[Frame]]:
-        self._manifest.note(round_number, weights)
-        return self._ask(message, pack(weights), Start)
+        frames = pack(weights)
+        self._manifest.note(round_number, weights.layout, frames[1:])
+        return self._ask(message, frames, Start)
 
     def _global_model(self, start: Start, body: list[Frame]) -> GlobalModel:
         weights = unpack(body, classes=self._layout.classes)
@@ -139,7 +140,7 @@ class ZmqLink:
         if self._socket is None:
             self._socket = ZmqDealer(self._site.server)
         self._socket.send([encode(message), *body])
-        answer, frames = self._wait(self._socket, wanted)
+        answer, frames = self._wait(self._socket)
         if isinstance(answer, wanted):
             return answer, frames
         self._close()
@@ -150,7 +151,7 @@ class ZmqLink:
         msg = f"the server answered {type(message).__name__} by {answer!r}"
         raise ProtocolError(msg)
 
-    def _wait(self, socket: ZmqDealer, wanted: Any) -> tuple[ToSite, list[Frame]]:
+    def _wait(self, socket: ZmqDealer) -> tuple[ToSite, list[Frame]]:
         """Wait as long as the server shows that it lives."""
         heard = time.monotonic()
         while True:
@@ -163,7 +164,7 @@ class ZmqLink:
             elif time.monotonic() - heard >= self._site.patience_s:
                 self._close(abandon=True)
                 raise ServerUnreachableError(
-                    self._site.server, waited_s=self._site.patience_s
+                    self._site.server, self._site.patience_s
                 )
             else:
                 socket.send([encode(Ping())])

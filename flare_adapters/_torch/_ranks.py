@@ -1,0 +1,79 @@
+"""The ranks of one site: one of them talks to the server, all of them know."""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TypeVar, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)
+"""How long ranks wait for the slowest site; the default group would die in minutes."""
+
+
+@final
+class Ranks:
+    """What the processes of one site agree on, over a control group of their own.
+
+    Rank 0 may wait long for other sites while the rest wait in a collective, so the
+    group is gloo with a long timeout.  Make it on all ranks at the same point, after
+    the process group is up; alone, everything is trivial.
+    """
+
+    def __init__(self) -> None:
+        several = dist.is_available() and dist.is_initialized()
+        self._size = dist.get_world_size() if several else 1
+        self.first = self._size == 1 or dist.get_rank() == 0
+        self._group = (
+            dist.new_group(backend="gloo", timeout=_PATIENCE)
+            if self._size > 1
+            else None
+        )
+
+    def from_first(self, act: Callable[[], T]) -> T:
+        """Return on all ranks what `act` returns on rank 0, the only one to run it.
+
+        An exception of it is raised on all ranks, `SystemExit` too.
+        """
+        if self._group is None:
+            return act()
+        outcome: list[T | BaseException | None] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = act()
+            except (Exception, SystemExit) as exc:  # noqa: BLE001 - raised below
+                outcome[1] = exc
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if isinstance(outcome[1], BaseException):
+            raise outcome[1]
+        return outcome[0]  # type: ignore[return-value] # None only where T is
+
+    def total(self, number: int) -> int:
+        """Return the sum over the ranks."""
+        return sum(self._all(number))
+
+    def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return each metric's mean over the ranks that have it."""
+        of_ranks = self._all(dict(metrics))
+        names = dict.fromkeys(name for one in of_ranks for name in one)
+        values = {name: [one[name] for one in of_ranks if name in one] for name in names}
+        return {name: sum(found) / len(found) for name, found in values.items()}
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """Return rank 0's tensor on all ranks, bit for bit, whatever its type."""
+        if self._group is None:
+            return tensor
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+        raw = raw.clone() if self.first else raw  # views of a message are read-only
+        dist.broadcast(raw, src=0)
+        return raw.view(tensor.dtype).reshape(tensor.shape)
+
+    def _all(self, value: T) -> list[T]:
+        if self._group is None:
+            return [value]
+        values: list[T] = [value] * self._size
+        dist.all_gather_object(values, value, group=self._group)
+        return values

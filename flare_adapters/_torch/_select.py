@@ -1,0 +1,128 @@
+"""Which tensors of a model are exchanged, under which names, and which stay."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import final
+
+from flare_core import ConfigurationError, Select, TensorClass
+from torch import Tensor, nn
+
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|"
+    r"_checkpoint_wrapped_module)\."
+)
+"""What DDP, torch.compile, FSDP and activation checkpointing put before names."""
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - torch has no public one
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A parameter or persistent buffer of a model.
+
+    Attributes:
+        tensor: Its values.
+        parameter: Whether it is a parameter, not a buffer.
+        trained: Whether training changes it: a parameter with ``requires_grad``, or
+            a buffer beside one.
+        batch_norm: Whether it belongs to a BatchNorm layer.
+    """
+
+    tensor: Tensor
+    parameter: bool
+    trained: bool
+    batch_norm: bool
+
+    @property
+    def kind(self) -> TensorClass:
+        """Its class in the federation; integers are always counters."""
+        if not (self.tensor.is_floating_point() or self.tensor.is_complex()):
+            return TensorClass.COUNTER
+        return TensorClass.PARAMETER if self.parameter else TensorClass.BUFFER
+
+
+Members = Mapping[str, Member]
+
+
+def members(model: nn.Module) -> dict[str, Member]:
+    """Return what a model is made of, by name: tied tensors once, wrappers left out."""
+    persistent = {_WRAPPERS.sub("", name) for name in model.state_dict()}
+    found: dict[str, Member] = {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for local, member in _own(module):
+            name = _WRAPPERS.sub("", prefix + local)
+            if name in persistent and id(member.tensor) not in seen:
+                seen.add(id(member.tensor))
+                found[name] = member
+    return found
+
+
+def choose(
+    found: Members, select: Select, *, names: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return what is exchanged: name on the wire → name in the model.
+
+    Args:
+        found: The members of the model.
+        select: ``"auto"`` (``"trainable"`` where anything is frozen, else ``"all"``),
+            ``"all"``, ``"trainable"`` (and the buffers beside it),
+            ``"no_batchnorm"`` (as ``"auto"``, without the BatchNorm layers: FedBN),
+            or globs over the names, where ``"!glob"`` takes out again.
+        names: Other names on the wire, by name in the model.
+
+    Raises:
+        ConfigurationError: If nothing is left to exchange.
+    """
+    on_wire = {(names or {}).get(name, name): name for name in found}
+    chosen = {
+        wire: name
+        for wire, name in on_wire.items()
+        if _wanted(wire, found[name], select, frozen=_anything_frozen(found))
+    }
+    if not chosen:
+        some = ", ".join(sorted(on_wire)[:5])
+        msg = f"select = {select!r} leaves nothing to exchange; there are {some}, …"
+        raise ConfigurationError(msg)
+    return chosen
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, Member]]:
+    batch_norm = isinstance(module, _BATCH_NORM)
+    parameters = list(module.named_parameters(recurse=False))
+    trained = any(parameter.requires_grad for _, parameter in parameters)
+    for name, parameter in parameters:
+        yield name, Member(parameter, True, parameter.requires_grad, batch_norm)
+    for name, buffer in module.named_buffers(recurse=False):
+        yield name, Member(buffer, False, trained, batch_norm)
+
+
+def _anything_frozen(found: Members) -> bool:
+    return any(one.parameter and not one.trained for one in found.values())
+
+
+def _wanted(wire: str, member: Member, select: Select, *, frozen: bool) -> bool:
+    match select:
+        case "all":
+            return True
+        case "trainable":
+            return member.trained
+        case "auto":
+            return member.trained or not frozen
+        case "no_batchnorm":
+            return (member.trained or not frozen) and not member.batch_norm
+        case str():
+            return _matches(wire, [select])
+        case _:
+            return _matches(wire, select)
+
+
+def _matches(wire: str, globs: Sequence[str]) -> bool:
+    wanted = False
+    for glob in globs:
+        if fnmatchcase(wire, glob.removeprefix("!")):
+            wanted = not glob.startswith("!")
+    return wanted

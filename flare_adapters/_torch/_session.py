@@ -1,0 +1,292 @@
+"""What happens between two exchanges, whatever framework runs the loop.
+
+An adapter only forwards its framework's hooks: `open` before the LR schedule is
+built, `join` before the first step, `saw`, `at_step` and `epoch_done` as training goes
+on, `exchange` when `due`, `evaluated` after a validation, and `leave` or `fail`.
+"""
+
+import atexit
+import logging
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, final
+
+from flare_core import (
+    FlareError,
+    GlobalModel,
+    HorizonError,
+    Link,
+    Metrics,
+    ModelState,
+    Plan,
+    PreflightPassed,
+    Proposal,
+    Schedule,
+    Site,
+    Update,
+    connect,
+    site,
+)
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flare_adapters._torch._correction import correction
+from flare_adapters._torch._options import Options
+from flare_adapters._torch._ranks import Ranks
+from flare_adapters._torch._select import Member, choose, members
+from flare_adapters._torch._state import (
+    fingerprint,
+    gather,
+    scatter,
+    stays,
+    trainable,
+)
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class LocalSession:
+    """One site's part in a run, on every rank of the site.
+
+    Args:
+        options: What the user said at the callback.
+
+    Attributes:
+        round_number: The round being played.
+        final: Whether the final global model is loaded.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._site: Site = site(options.site)
+        self._options = options
+        self._ranks = Ranks()
+        self._link: Link | None = None
+        if self._ranks.first:
+            self._link = connect(self._site)
+        self.plan: Plan = self._ranks.from_first(self._plan)
+        self._options = options.under(self.plan)
+        self._correction = correction(self.plan.strategy)
+        self._members: dict[str, Member] = {}
+        self._chosen: dict[str, str] = {}
+        self.round_number = -1
+        self.final = False
+        self._epochs = self._examples = 0
+        self._step = self._step_at_load = 0
+        self._loss: float | Tensor = 0.0
+        self._num_losses = 0
+        self._global_metrics: Metrics = {}
+        self._open = True
+        atexit.register(self._abandon)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Where a round ends: the plan's word, else the script's."""
+        return self._options.schedule
+
+    @property
+    def total_length(self) -> int:
+        """Epochs or steps of the whole run, as the schedule counts."""
+        return self.plan.rounds * self.schedule.length
+
+    @property
+    def joined(self) -> bool:
+        """Whether a global model was loaded."""
+        return self.round_number >= 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps since the global model was loaded."""
+        return self._step - self._step_at_load
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the model is exactly the global one."""
+        return self.joined and self.steps == 0
+
+    @property
+    def due(self) -> bool:
+        """Whether the round is over and it is time to exchange."""
+        if self.final or not self.joined:
+            return False
+        done = self.steps if self.schedule.unit == "steps" else self._epochs
+        return done >= self.schedule.length
+
+    @property
+    def corrects_gradients(self) -> bool:
+        """Whether `adjust_gradients` does anything."""
+        return self._correction is not None
+
+    def join(
+        self,
+        model: nn.Module,
+        *,
+        playable: float,
+        horizon: str,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """Propose the model, wait for all sites, and load the global model.
+
+        Args:
+            model: The model that is trained, wrapped or not.
+            playable: Epochs or steps that the script's loop will run, as the
+                schedule counts.
+            horizon: The same in the script's words, e.g. ``max_epochs=10``.
+            names: Other names on the wire, by name in the model.
+
+        Raises:
+            HorizonError: If the loop ends before the run does.
+        """
+        if playable < self.total_length:
+            raise HorizonError(self._too_short(playable, horizon))
+        self._members = members(model)
+        self._chosen = choose(self._members, self._options.select, names=names)
+        proposal = Proposal(
+            weights=gather(self._members, self._chosen, self._ranks),
+            base=fingerprint(self._members, self._chosen),
+            schedule=self.schedule,
+            stays=stays(self._members, self._chosen),
+            horizon=horizon,
+        )
+        self._load(lambda link: link.join(proposal))
+
+    def saw(self, num_examples: int, loss: Tensor | float | None = None) -> None:
+        """Count the examples of a batch, and its loss."""
+        self._examples += num_examples
+        if loss is not None:
+            self._loss = self._loss + (
+                loss.detach().float() if isinstance(loss, Tensor) else loss
+            )
+            self._num_losses += 1
+
+    def at_step(self, step: int) -> None:
+        """Note how many optimizer steps the framework has counted in all."""
+        self._step = step
+
+    def epoch_done(self) -> None:
+        """Count a pass over the data."""
+        self._epochs += 1
+
+    def adjust_gradients(self, scale: Tensor | None = None) -> None:
+        """Apply the strategy's correction; right before an optimizer step."""
+        if self._correction is not None and not self.final:
+            self._correction.adjust(scale)
+
+    def evaluated(self, metrics: Mapping[str, Any]) -> None:
+        """Take the framework's validation metrics, if they are the global model's."""
+        if self.fresh:
+            self._global_metrics = {**self._global_metrics, **scalars(metrics)}
+
+    def exchange(
+        self,
+        optimizers: Iterable[Optimizer] = (),
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Hand in the local model, wait for all sites, load the next global model.
+
+        Args:
+            optimizers: Those whose state is dropped, where the options say so.
+            metrics: Of the local model; the mean training loss is added.
+        """
+        num_examples = self._ranks.total(self._examples)
+        local = self._ranks.mean({**self._training_loss(), **scalars(metrics or {})})
+        before = self._ranks.mean(self._global_metrics)
+        update = Update(
+            site=self._site.name,
+            round_number=self.round_number,
+            weights=gather(self._members, self._chosen, self._ranks),
+            num_examples=num_examples,
+            metrics=local,
+            global_metrics=before,
+        )
+        self._load(lambda link: link.exchange(update))
+        if self._options.optimizer_state == "reset":
+            for optimizer in optimizers:
+                optimizer.state.clear()
+
+    def leave(self, why: str = "its training loop ended") -> None:
+        """Go: at the end, or because the local loop stopped before it.
+
+        Args:
+            why: The reason, if it is not the end.
+        """
+        if not self._open:
+            return
+        reason = "" if self.final else f"{why} in round {self.round_number}"
+        if reason:
+            _log.warning("site %r leaves the run: %s", self._site.name, reason)
+        metrics = self._ranks.mean(self._global_metrics) if self.final else {}
+        self._close(metrics, reason, failed=False)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the server that training broke, so that nobody waits for this site."""
+        if self._open:
+            told = isinstance(error, (FlareError, PreflightPassed))
+            name = type(error).__name__
+            self._close({}, name if told else f"{name}: {error}", failed=True)
+
+    def _plan(self) -> Plan:
+        return self._require_link().plan()
+
+    def _require_link(self) -> Link:
+        if self._link is None:
+            msg = "only the first rank of a site talks to the server"
+            raise RuntimeError(msg)
+        return self._link
+
+    def _load(self, ask: Any) -> None:
+        """Ask the server on the first rank; load its answer on all."""
+        received: list[GlobalModel] = []
+
+        def asked() -> tuple[int, bool]:
+            model: GlobalModel = ask(self._require_link())
+            received.append(model)
+            return model.round_number, model.final
+
+        self.round_number, self.final = self._ranks.from_first(asked)
+        weights = received[0].weights if received else ModelState({})
+        scatter(weights, self._members, self._chosen, self._ranks)
+        self._epochs = self._examples = self._num_losses = 0
+        self._loss = 0.0
+        self._step_at_load = self._step
+        self._global_metrics = {}
+        if self._correction is not None and not self.final:
+            names = self._chosen.values()
+            self._correction.round_started(trainable(self._members, names))
+
+    def _training_loss(self) -> dict[str, float]:
+        if not self._num_losses:
+            return {}
+        return {"loss": float(self._loss) / self._num_losses}
+
+    def _close(self, metrics: Metrics, reason: str, *, failed: bool) -> None:
+        self._open = False
+        atexit.unregister(self._abandon)
+        if self._link is not None:
+            self._link.leave(metrics, reason=reason, failed=failed)
+
+    def _abandon(self) -> None:
+        """The interpreter ends and nobody has said good-bye."""
+        error = getattr(sys, "last_value", None)
+        self.fail(error or RuntimeError("its script ended before the run did"))
+
+    def _too_short(self, playable: float, horizon: str) -> str:
+        length, unit = self.schedule.length, self.schedule.unit
+        rounds = int(playable // length)
+        return (
+            f"site {self._site.name!r}: {horizon} plays {rounds} rounds of {length} "
+            f"{unit}, the run has {self.plan.rounds}; set the loop to "
+            f"{self.total_length} {unit}, or the plan to {rounds} rounds"
+        )
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that are one finite or infinite number each."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Tensor) and value.numel() == 1:
+            found[name] = float(value)
+        elif isinstance(value, (int, float)) and not math.isnan(value):
+            found[name] = float(value)
+    return found

@@ -1,0 +1,126 @@
+"""Reads a model into a `ModelState` and writes one back, whole or sharded."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from flare_core import ConfigurationError, ModelState, TensorClass, TensorSpec
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from flare_adapters._torch._arrays import code_of, to_array, to_tensor
+from flare_adapters._torch._ranks import Ranks
+from flare_adapters._torch._select import Members
+
+
+def gather(found: Members, chosen: Mapping[str, str], ranks: Ranks) -> ModelState:
+    """Return the chosen tensors; on other ranks than the first, none.
+
+    Whole tensors on the CPU are views of live memory: do not train until the state
+    is used.  Sharded ones are gathered one by one, on all ranks together.
+
+    Raises:
+        TypeError: If a tensor cannot travel; it is named.
+    """
+    arrays: dict[str, Any] = {}
+    classes: dict[str, TensorClass] = {}
+    for wire, name in chosen.items():
+        whole = _whole(found[name].tensor)
+        if ranks.first:
+            arrays[wire] = to_array(wire, whole)
+            classes[wire] = found[name].kind
+    return ModelState(arrays, classes=classes)
+
+
+@torch.no_grad()
+def scatter(
+    weights: ModelState, found: Members, chosen: Mapping[str, str], ranks: Ranks
+) -> None:
+    """Copy the weights of the first rank into the model, in place, on all ranks.
+
+    Raises:
+        ConfigurationError: If names or shapes are not those of the model.
+    """
+    if ranks.first:
+        _require_same(weights, found, chosen)
+    for wire, name in chosen.items():
+        tensor = found[name].tensor
+        if ranks.first:
+            whole = to_tensor(weights[wire], tensor).to(tensor.device)
+        else:
+            whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        whole = ranks.share(whole)
+        if isinstance(tensor, DTensor):
+            whole = distribute_tensor(
+                whole, tensor.device_mesh, tensor.placements, src_data_rank=None
+            )
+        tensor.copy_(whole)
+
+
+def stays(found: Members, chosen: Mapping[str, str]) -> tuple[TensorSpec, ...]:
+    """Return the tensors that never leave, with their names in the model."""
+    leaving = set(chosen.values())
+    return tuple(
+        TensorSpec(
+            name, _type_of(one.tensor), tuple(one.tensor.shape), TensorClass.LOCAL
+        )
+        for name, one in found.items()
+        if name not in leaving
+    )
+
+
+def fingerprint(found: Members, chosen: Mapping[str, str]) -> str:
+    """Return the SHA-256 of all that is frozen and stays, or "" if nothing is.
+
+    Names, types, shapes and bytes count, quantised weights as they are stored.
+    """
+    leaving = set(chosen.values())
+    frozen = [
+        name
+        for name, one in sorted(found.items())
+        if one.parameter and not one.trained and name not in leaving
+    ]
+    if not frozen:
+        return ""
+    sha256 = hashlib.sha256()
+    for name in frozen:
+        tensor = _whole(found[name].tensor).detach().cpu().contiguous()
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()
+
+
+def trainable(found: Members, names: Iterable[str]) -> list[Tensor]:
+    """Return the parameters among these that training changes."""
+    return [
+        found[name].tensor
+        for name in names
+        if found[name].parameter and found[name].trained
+    ]
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _type_of(tensor: Tensor) -> str:
+    try:
+        return code_of("", tensor)
+    except TypeError:
+        return str(tensor.dtype).removeprefix("torch.")
+
+
+def _require_same(
+    weights: ModelState, found: Members, chosen: Mapping[str, str]
+) -> None:
+    theirs = {spec.name: spec.shape for spec in weights.layout.tensors}
+    ours = {wire: tuple(found[name].tensor.shape) for wire, name in chosen.items()}
+    for name in sorted(theirs | ours):
+        if theirs.get(name) != ours.get(name):
+            msg = (
+                f"tensor {name!r}: the global model has {theirs.get(name, 'none')}, "
+                f"this site's model {ours.get(name, 'none')}; was it changed after "
+                "the run had started?"
+            )
+            raise ConfigurationError(msg)
