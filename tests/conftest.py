@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from hypothesis import settings
 
 from flare_core import Plan
 from flare_core.application import Observer
 from support import PATIENCE_S, RunningServer, RunServer, SiteFile
+
+settings.register_profile("patient", deadline=None)  # the machine may be busy
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
