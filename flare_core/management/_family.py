@@ -1,0 +1,57 @@
+"""All processes of a site, whatever session they have put themselves into.
+
+``torchrun`` starts its workers in sessions of their own, where no signal to the
+site's process group reaches them (torch 2.13,
+``distributed/elastic/multiprocessing/subprocess_handler``).  But they inherit
+``FLARE_SITE``, and Linux shows it.
+"""
+
+import os
+import select
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from flare_core._site import SITE_VARIABLE
+
+_PROC = Path("/proc")
+
+
+def family(site_file: Path) -> list[int]:
+    """Return the living processes that were started with this site file.
+
+    Empty where there is no ``/proc``: then the process group has to do.
+    """
+    wanted = f"{SITE_VARIABLE}={site_file}".encode()
+    return [pid for pid in _all_pids() if wanted in _environment(pid)]
+
+
+def wait_for(pids: Iterable[int], *, timeout_s: float) -> None:
+    """Return when these processes have ended, or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    with ExitStack() as stack:
+        poll = select.poll()
+        alive: set[int] = set()
+        for pid in pids:
+            with suppress(OSError):  # it has just ended
+                fd = os.pidfd_open(pid)
+                stack.callback(os.close, fd)
+                poll.register(fd, select.POLLIN)
+                alive.add(fd)
+        while alive and (left_s := deadline - time.monotonic()) > 0:
+            for fd, _ in poll.poll(left_s * 1000):
+                poll.unregister(fd)
+                alive.remove(fd)
+
+
+def _all_pids() -> list[int]:
+    return [int(path.name) for path in _PROC.glob("[0-9]*")]
+
+
+def _environment(pid: int) -> list[bytes]:
+    """Return its variables; none for a zombie or another user's process."""
+    try:
+        return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return []

@@ -1,0 +1,101 @@
+"""One line per event, for logs, pipes and CI."""
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self, final
+
+from rich.console import Console
+
+from flare_core.application import (
+    Event,
+    Observer,
+    RoundPlayed,
+    RoundRecord,
+    RunOpened,
+    SiteJoined,
+    SiteLeft,
+    SiteRefused,
+    Updated,
+)
+from flare_core.management._wording import bytes_text, counted, metrics_text
+
+
+@final
+class LineDisplay:
+    """Prints what happens.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def watch(self, sites: Sequence[str], rounds: int) -> Observer:
+        """Return the observer of one federation."""
+
+        def observe(event: Event) -> None:
+            for line in _lines(event, len(sites), rounds):
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        return observe
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+
+def _lines(event: Event, num_sites: int, rounds: int) -> Iterator[str]:
+    match event:
+        case RunOpened():
+            yield f"server listens at {event.endpoint} for {counted(num_sites, 'site')}"
+        case SiteJoined():
+            size = bytes_text(event.layout.num_bytes)
+            tensors = counted(len(event.layout.tensors), "tensor")
+            yield f"{event.site} joined: {tensors}, {size} a round"
+        case Updated():
+            yield _update(event)
+        case RoundPlayed() if num_sites > 1:
+            yield _round(event.record, rounds)
+        case SiteRefused():
+            yield f"refused: {event.refusal}"
+        case SiteLeft():
+            yield f"{event.site} left" + (f": {event.reason}" if event.reason else "")
+        case _:
+            return
+
+
+def _update(event: Updated) -> str:
+    report = event.report
+    parts = [
+        metrics_text(report.metrics),
+        counted(report.num_examples, "example"),
+        f"{bytes_text(report.bytes_up)} up",
+        f"{report.seconds:.1f} s",
+    ]
+    return f"{event.site} round {event.round_number}: {_joined(parts)}"
+
+
+def _round(record: RoundRecord, rounds: int) -> str:
+    parts = [
+        metrics_text(record.metrics),
+        counted(record.num_examples, "example"),
+        f"{bytes_text(record.bytes_down)} down",
+        f"{bytes_text(record.bytes_up)} up",
+        f"{record.seconds:.1f} s",
+        f"sha256 {record.sha256[:12]}",
+    ]
+    return (
+        f"round {record.round} played ({record.round + 1}/{rounds}): {_joined(parts)}"
+    )
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,150 @@
+"""A site as a real process: started in a session of its own, and ended for sure."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import msgspec
+import tomli_w
+
+from flare_core._site import SITE_VARIABLE, Site
+from flare_core.management._family import family, wait_for
+
+_THREAD_VARIABLES = (
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+_GRACE_S = 3.0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """What every site runs.
+
+    Attributes:
+        path: A Python script.
+        args: Its arguments.
+    """
+
+    path: Path
+    args: tuple[str, ...] = ()
+
+
+@final
+class SiteProcess:
+    """A running script, with all the processes it starts.
+
+    Args:
+        script: What to run.
+        site: Who it is; written to ``NAME.toml`` in the folder.
+        folder: Its output goes there too, to ``NAME.log``.
+        num_threads: Its share of the machine's cores.
+        on_end: Called with the exit code, from a thread that waits for it.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        site: Site,
+        folder: Path,
+        *,
+        num_threads: int,
+        on_end: Callable[[str, int], None],
+    ) -> None:
+        self._site_file = folder / f"{site.name}.toml"
+        self._site_file.write_text(tomli_w.dumps(msgspec.to_builtins(site)))
+        with log_of(folder, site.name).open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - the user's own script
+                [sys.executable, str(script.path), *script.args],
+                env=_environment(self._site_file, num_threads),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._waiter = threading.Thread(
+            target=lambda: on_end(site.name, self._process.wait()),
+            name=f"flare-waiter-{site.name}",
+            daemon=True,
+        )
+        self._waiter.start()
+
+    def send(self, signum: signal.Signals) -> None:
+        """Send a signal to all its processes."""
+        if self._process.poll() is None:  # or its number may be somebody else's now
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signum)
+        for pid in family(self._site_file):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+    def wait(self, deadline: float) -> None:
+        """Return when all its processes have ended, or at the deadline."""
+        self._waiter.join(max(0.0, deadline - time.monotonic()))
+        left = family(self._site_file)
+        wait_for(left, timeout_s=deadline - time.monotonic())
+
+
+def end(processes: Iterable[SiteProcess]) -> None:
+    """End them all: politely, and after a grace of 3 seconds for sure."""
+    running = list(processes)
+    deadline = time.monotonic() + _GRACE_S
+    for process in running:
+        process.send(signal.SIGTERM)
+    for process in running:
+        process.wait(deadline)
+    for process in running:
+        process.send(signal.SIGKILL)
+    for process in running:
+        process.wait(time.monotonic() + _GRACE_S)
+
+
+def log_of(folder: Path, site: str) -> Path:
+    """Return the file that a site's output goes to."""
+    return folder / f"{site}.log"
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_words(code: int) -> str:
+    """Return how a process ended, e.g. ``"was killed by SIGKILL"``."""
+    if code >= 0:
+        return f"ended with code {code}"
+    with suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
+
+
+def _environment(site_file: Path, num_threads: int) -> dict[str, str]:
+    limits = {name: _limit(name, num_threads) for name in _THREAD_VARIABLES}
+    return {
+        **os.environ,
+        **limits,
+        SITE_VARIABLE: str(site_file),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _limit(name: str, num_threads: int) -> str:
+    """Return the share of a site, or less if the user wants less."""
+    wanted = os.environ.get(name, "")
+    return str(min(int(wanted), num_threads) if wanted.isdecimal() else num_threads)

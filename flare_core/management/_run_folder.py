@@ -1,0 +1,140 @@
+"""The record of a run, as files that people and other programs can open.
+
+::
+
+    plan.toml            the plan; `flare simulate --plan` takes it back
+    rounds.jsonl         a `RoundRecord` per line
+    global.safetensors   the newest global model
+    result.json          the `Result`
+    manifest-SITE.jsonl  every tensor that left a site, written by the site
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeGuard, final
+
+import msgspec
+import tomli_w
+
+from flare_core._errors import ConfigurationError
+from flare_core.application import Event, Published, RoundPlayed, RunEnded, RunOpened
+
+PLAN = "plan.toml"
+ROUNDS = "rounds.jsonl"
+GLOBAL = "global.safetensors"
+RESULT = "result.json"
+
+
+@final
+class RunFolder:
+    """An observer that keeps the record of a run in a folder.
+
+    Args:
+        path: The folder; it is made if it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._path = path
+
+    def __call__(self, event: Event) -> None:
+        """Write down what has happened."""
+        match event:
+            case RunOpened():
+                plan = without_nulls(msgspec.to_builtins(event.plan))
+                self._replace(PLAN, [tomli_w.dumps(plan).encode()])
+            case Published():
+                self._replace(GLOBAL, event.frames)
+            case RoundPlayed():
+                self._append(ROUNDS, msgspec.json.encode(event.record) + b"\n")
+            case RunEnded():
+                result = msgspec.json.encode(event.result)
+                self._replace(RESULT, [msgspec.json.format(result), b"\n"])
+            case _:
+                pass
+
+    def _append(self, name: str, line: bytes) -> None:
+        with (self._path / name).open("ab") as file:
+            file.write(line)
+
+    def _replace(self, name: str, pieces: Iterable[bytes | memoryview]) -> None:
+        replace_file(self._path / name, pieces)
+
+
+def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file such that a reader sees the old one or the new one, never half."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        file.writelines(pieces)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def fresh_folder(wanted: Path | None, script: Path) -> Path:
+    """Return an empty folder for a new run, and make it.
+
+    Args:
+        wanted: The folder; by default ``runs/SCRIPT-TIME``.
+        script: Names the default.
+
+    Raises:
+        ConfigurationError: If the folder is in use already.
+    """
+    folder = (wanted or _unused(script.stem)).resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = next(folder.iterdir(), None)
+    except OSError as exc:
+        msg = f"run folder {folder}: {exc.strerror}; name another one with --run-dir"
+        raise ConfigurationError(msg) from exc
+    if occupied is not None:
+        msg = (
+            f"run folder {folder}: expected an empty or a new folder, found "
+            f"{occupied.name!r} in it; name another one with --run-dir, or remove it"
+        )
+        raise ConfigurationError(msg)
+    return folder
+
+
+def read_plan(path: Path) -> object:
+    """Return the tree in a plan's file.
+
+    Raises:
+        ConfigurationError: If it cannot be read, or is no TOML.
+    """
+    try:
+        return msgspec.toml.decode(path.read_bytes())
+    except OSError as exc:
+        msg = f"plan {path}: {exc.strerror}; --plan takes a TOML file"
+        raise ConfigurationError(msg) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        msg = f"plan {path}: expected TOML, got something else: {exc}"
+        raise ConfigurationError(msg) from exc
+
+
+def without_nulls(tree: dict[str, object]) -> dict[str, object]:
+    """Return the tree without what is None: TOML has no word for it."""
+    return {
+        key: without_nulls(value) if is_table(value) else value
+        for key, value in tree.items()
+        if value is not None
+    }
+
+
+def is_table(value: object) -> TypeGuard[dict[str, object]]:
+    """Return whether a TOML value is a table."""
+    return isinstance(value, dict)
+
+
+def _unused(stem: str) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    names = (f"{stem}-{stamp}{suffix}" for suffix in _suffixes())
+    return next(path for name in names if not (path := Path("runs", name)).exists())
+
+
+def _suffixes() -> Iterable[str]:
+    return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))

@@ -1,0 +1,225 @@
+"""One federation on this machine: the server in a thread, each site a process."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, final
+
+import msgspec
+
+from flare_core._errors import RunAbortedError
+from flare_core._plan import Plan
+from flare_core._site import Site
+from flare_core.application import (
+    Event,
+    Observer,
+    Result,
+    Server,
+    SiteJoined,
+    SiteRefused,
+)
+from flare_core.management._failure import SiteFailedError, last_words
+from flare_core.management._processes import (
+    Script,
+    SiteProcess,
+    end,
+    in_words,
+    log_of,
+)
+
+_LAST_WORDS_S = 10.0
+"""How long a site that failed may take to end; its traceback comes last."""
+_NEVER_JOINED = (
+    "its script ended without joining: does it use FLCallback, FLHandler or "
+    "flare_core.join, and does it get there?"
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _SiteEnded:
+    site: str
+    code: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _ServerEnded:
+    outcome: Result | BaseException
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Interrupted:
+    """Somebody wants it to end."""
+
+
+_News: TypeAlias = _SiteEnded | _ServerEnded | _Interrupted
+
+
+@final
+class Simulation:
+    """A server, its sites, and what becomes of them.
+
+    Everything that happens arrives in one inbox, which `run` reads: the end of the
+    server's thread, the end of a process, an interrupt.
+
+    Args:
+        script: What every site runs.
+        plan: What the server plays.
+        sites: Who takes part; their server is filled in.
+        folder: Gets the site files and the logs; must exist.
+        num_threads: Threads for each site.
+        observers: Told of the server's events, in this order.
+        preflight: Whether to compare the sites only.
+
+    Attributes:
+        tolerated: Sites that failed in a run which went on without them.
+        seconds: Wall time, once it is over.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        plan: Plan,
+        sites: Sequence[Site],
+        folder: Path,
+        *,
+        num_threads: int,
+        observers: Sequence[Observer] = (),
+        preflight: bool = False,
+    ) -> None:
+        self._script = script
+        self._plan = plan
+        self._sites = sites
+        self._folder = folder
+        self._num_threads = num_threads
+        self._observers = observers
+        self._preflight = preflight
+        self._inbox: queue.SimpleQueue[_News] = queue.SimpleQueue()
+        self._processes: dict[str, SiteProcess] = {}
+        self._codes: dict[str, int] = {}
+        self._joined: set[str] = set()
+        self._refused: set[str] = set()
+        self.tolerated: list[SiteFailedError] = []
+        self.seconds = 0.0
+
+    def run(self) -> Result:
+        """Play the run; when it returns or raises, no process is left.
+
+        Raises:
+            SiteFailedError: If a site's script failed, or was refused.
+            RunAbortedError: If the run ended early for another reason.
+            KeyboardInterrupt: After `interrupt`.
+        """
+        began = time.monotonic()
+        server = Server(self._plan, observer=self._observe, preflight=self._preflight)
+        thread = threading.Thread(
+            target=self._serve, args=[server], name="flare-server"
+        )
+        thread.start()
+        try:
+            self._start_sites(server.endpoint)
+            return self._follow(server)
+        finally:
+            server.stop("the simulation was stopped")
+            end(self._processes.values())
+            thread.join()
+            self.seconds = time.monotonic() - began
+
+    def interrupt(self) -> None:
+        """End it; from any thread, and from a signal handler."""
+        self._inbox.put(_Interrupted())
+
+    def _serve(self, server: Server) -> None:
+        try:
+            outcome: Result | BaseException = server.run()
+        except BaseException as exc:  # noqa: BLE001 - raised again by `run`
+            outcome = exc
+        self._inbox.put(_ServerEnded(outcome))
+
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, SiteJoined):
+            self._joined.add(event.site)
+        elif isinstance(event, SiteRefused):
+            self._refused.add(event.refusal.site)
+        for observer in self._observers:
+            observer(event)
+
+    def _start_sites(self, endpoint: str) -> None:
+        for site in self._sites:
+            self._processes[site.name] = SiteProcess(
+                self._script,
+                msgspec.structs.replace(site, server=endpoint),
+                self._folder,
+                num_threads=self._num_threads,
+                on_end=lambda name, code: self._inbox.put(_SiteEnded(name, code)),
+            )
+
+    def _follow(self, server: Server) -> Result:
+        result = self._result(server)
+        if result.error:
+            deadline = time.monotonic() + _LAST_WORDS_S
+            self._wait(lambda: result.failed_site in self._codes, deadline)
+            raise self._cause(result)
+        self._wait(lambda: len(self._codes) == len(self._sites))
+        self._look_back()
+        return result
+
+    def _result(self, server: Server) -> Result:
+        """Return how the server's run ended; tells it of processes that end."""
+        while True:
+            news = self._next()
+            if isinstance(news, _SiteEnded):
+                server.lose(news.site, self._why_gone(news))
+            elif isinstance(news.outcome, BaseException):
+                raise news.outcome
+            else:
+                return news.outcome
+
+    def _wait(self, done: Callable[[], bool], deadline: float | None = None) -> None:
+        while not done():
+            left_s = None if deadline is None else deadline - time.monotonic()
+            try:
+                self._next(left_s)
+            except queue.Empty:
+                return
+
+    def _next(self, timeout_s: float | None = None) -> _SiteEnded | _ServerEnded:
+        news = self._inbox.get(timeout=timeout_s and max(0.0, timeout_s))
+        if isinstance(news, _Interrupted):
+            raise KeyboardInterrupt
+        if isinstance(news, _SiteEnded):
+            self._codes[news.site] = news.code
+        return news
+
+    def _why_gone(self, news: _SiteEnded) -> str:
+        if news.code == 0 and news.site not in self._joined:
+            return _NEVER_JOINED
+        return f"its process {in_words(news.code)}"
+
+    def _cause(self, result: Result) -> RunAbortedError | SiteFailedError:
+        if result.failed_site not in self._processes:
+            return RunAbortedError(result.error)
+        return self._failure(result.failed_site, result.error)
+
+    def _look_back(self) -> None:
+        """Look at the scripts that failed though the run did not."""
+        failures = [
+            self._failure(site, f"site {site!r}: its process {in_words(code)}")
+            for site, code in sorted(self._codes.items())
+            if code != 0
+        ]
+        selection = self._plan.selection
+        if len(failures) > selection.sites - selection.least:
+            raise failures[0]
+        self.tolerated = failures
+
+    def _failure(self, site: str, reason: str) -> SiteFailedError:
+        log = log_of(self._folder, site)
+        said_it_all = site in self._refused or self._codes.get(site) == 0
+        words = "" if said_it_all else last_words(log)
+        return SiteFailedError(site, reason, last_words=words, log=log)
