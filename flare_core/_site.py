@@ -32,7 +32,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         link: How the server is spoken to: a name in ``flare_core.links``.
     """
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
     server: str = ""
     index: Annotated[int, msgspec.Meta(ge=0)] = 0
     count: Annotated[int, msgspec.Meta(ge=1)] = 1
@@ -71,7 +71,7 @@ def site(file: str | os.PathLike[str] | None = None) -> Site:
     except OSError as exc:
         msg = f"site file {path}: {exc.strerror}; {_HELP}"
         raise ConfigurationError(msg) from exc
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         msg = f"site file {path}: {exc}"
         raise ConfigurationError(msg) from exc
     folder = path.parent / found.folder

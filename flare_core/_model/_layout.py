@@ -1,6 +1,7 @@
 """What a model looks like from outside: names, types, shapes and classes."""
 
 import hashlib
+import itertools
 import math
 from enum import StrEnum
 
@@ -30,12 +31,27 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
         dtype: The type's code in safetensors, e.g. ``"BF16"``.
         shape: The extent of each axis; empty for a scalar.
         kind: The tensor's class.
+
+    Raises:
+        ValueError: If safetensors has no such type, an extent is negative, or the
+            name is the one that safetensors keeps for itself.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     kind: TensorClass = TensorClass.PARAMETER
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            msg = f"tensor {self.name!r}: no such type as {self.dtype!r}"
+            raise ValueError(msg)
+        if any(extent < 0 for extent in self.shape):
+            msg = f"tensor {self.name!r}: an extent of {self.shape} is negative"
+            raise ValueError(msg)
+        if self.name == "__metadata__":
+            msg = "no tensor can be called '__metadata__' in a safetensors file"
+            raise ValueError(msg)
 
     @property
     def num_elements(self) -> int:
@@ -57,9 +73,21 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         tensors: Larger element types first, then by name, so that every tensor is
             aligned in a safetensors file and no site's own order matters.
+
+    Raises:
+        ValueError: If they come in another order, or a name comes twice.
     """
 
     tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != len(self.tensors):
+            msg = "a layout may name each tensor once only"
+            raise ValueError(msg)
+        for before, after in itertools.pairwise(self.tensors):
+            if _wire_order(before) > _wire_order(after):
+                msg = f"tensor {after.name!r} may not follow {before.name!r} in a layout"
+                raise ValueError(msg)
 
     @property
     def hash(self) -> str:
@@ -79,5 +107,8 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
 
 def in_wire_order(tensors: list[TensorSpec]) -> Layout:
     """Return the layout of these tensors, in the order in which they travel."""
-    key = lambda spec: (-DTYPES[spec.dtype].itemsize, spec.name)  # noqa: E731
-    return Layout(tuple(sorted(tensors, key=key)))
+    return Layout(tuple(sorted(tensors, key=_wire_order)))
+
+
+def _wire_order(spec: TensorSpec) -> tuple[int, str]:
+    return -DTYPES[spec.dtype].itemsize, spec.name

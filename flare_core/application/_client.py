@@ -49,6 +49,7 @@ class ClientRound:
             global_metrics: Scalars of the global model this round started from.
 
         Raises:
+            ConfigurationError: If the round was handed in already.
             UpdateError: If the server refuses it: another layout, a NaN.
             RunAbortedError: If the run has ended.
         """
@@ -82,9 +83,9 @@ class Client:
                 "alone; run it with `flare simulate SCRIPT.py --sites 1`"
             )
             raise ConfigurationError(msg)
+        weights = ModelState(initial)
         self._link = connect(self._site)
         self.plan: Plan = self._link.plan()
-        weights = ModelState(initial)
         self._classes = weights.layout.classes
         self._model = self._link.join(Proposal(weights=weights))
         self._final_metrics: Metrics = {}
@@ -115,6 +116,12 @@ class Client:
         global_metrics: Metrics,
     ) -> None:
         """Hand in a round's update; see `ClientRound.submit`."""
+        if self._model.final or round_number != self._model.round_number:
+            msg = (
+                f"round {round_number} was handed in already: call round.submit(...) "
+                "once in each pass of the loop"
+            )
+            raise ConfigurationError(msg)
         update = Update(
             site=self._site.name,
             round_number=round_number,

@@ -1,15 +1,14 @@
 """A site's own record of every tensor that left it."""
 
-import hashlib
 from pathlib import Path
 from typing import final
 
 import msgspec
-import numpy as np
 
 from flare_core._errors import ConfigurationError
-from flare_core._model import ModelState
+from flare_core._model import Layout
 from flare_core._site import Site
+from flare_core.communication import Frame, digest
 
 
 class ManifestEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,8 +42,13 @@ class Manifest:
     def __init__(self, site: Site) -> None:
         self._path = Path(site.folder or ".") / f"manifest-{site.name}.jsonl"
 
-    def note(self, round_number: int, weights: ModelState) -> None:
+    def note(self, round_number: int, layout: Layout, bodies: list[Frame]) -> None:
         """Record what is about to leave.
+
+        Args:
+            round_number: The round it leaves in.
+            layout: Of the model.
+            bodies: The tensors as they go over the wire, in the layout's order.
 
         Raises:
             ConfigurationError: If the file cannot be written; then nothing may leave.
@@ -56,12 +60,10 @@ class Manifest:
                     name=spec.name,
                     dtype=spec.dtype,
                     shape=spec.shape,
-                    bytes=spec.num_bytes,
-                    sha256=hashlib.sha256(
-                        weights[spec.name].reshape(-1).view(np.uint8)
-                    ).hexdigest(),
+                    bytes=len(body),
+                    sha256=digest([body]),
                 )
-                for spec in weights.layout.tensors
+                for spec, body in zip(layout.tensors, bodies, strict=True)
             ]
         )
         try:

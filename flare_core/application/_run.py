@@ -80,6 +80,7 @@ class Run:
         )(plan.strategy)
         self._joined: dict[str, Join] = {}
         self._present: set[str] = set()
+        self._asked = ""
         self._round: Round | None = None
         self._model = ModelState({})
         self._reports: dict[str, SiteReport] = {}
@@ -98,12 +99,7 @@ class Run:
             )
         if hello.site in self._present:
             return f"a site called {hello.site!r} is connected; names must be unique"
-        if len(self._joined) >= self._plan.selection.sites:
-            return (
-                f"the run has started with {', '.join(sorted(self._joined))} and "
-                f"takes no site {hello.site!r}"
-            )
-        return ""
+        return self._too_many(hello.site) if self._full else ""
 
     def welcome(self, site: str) -> None:
         """Send the plan to a site."""
@@ -169,7 +165,23 @@ class Run:
     def _finished(self) -> bool:
         return self.result.rounds == self._plan.rounds
 
+    @property
+    def _full(self) -> bool:
+        return len(self._joined) == self._plan.selection.sites
+
+    def _too_many(self, site: str) -> str:
+        return (
+            f"the run has started with {', '.join(sorted(self._joined))} and takes no "
+            f"site {site!r}; set selection.sites in the plan to the number of sites"
+        )
+
     def _join(self, site: str, join: Join) -> None:
+        if site in self._joined:
+            _log.info("ignored that site %r joined again", site)
+            return
+        if self._full:  # it said hello before the others had joined
+            self._send(site, Aborted(reason=self._too_many(site)), [])
+            return
         self._joined[site] = join
         self._present.add(site)
         self._observer(
@@ -182,7 +194,7 @@ class Run:
                 join.horizon,
             )
         )
-        if len(self._joined) == self._plan.selection.sites:
+        if self._full:
             self._compare()
 
     def _compare(self) -> None:
@@ -205,10 +217,11 @@ class Run:
                 self._send(site, Checked(), [])
             self.over = True
         else:
-            self._send(min(self._present), Propose(), [])
+            self._asked = min(self._present)
+            self._send(self._asked, Propose(), [])
 
     def _begin(self, site: str, body: list[Frame]) -> None:
-        if self._round is not None or site != min(self._joined):
+        if self._round is not None or site != self._asked:
             _log.info("ignored initial weights of site %r: nobody asked", site)
             return
         layout = self._joined[site].layout
@@ -247,8 +260,8 @@ class Run:
     def _trained(
         self, site: str, message: Trained, body: list[Frame], num_bytes: int
     ) -> None:
-        if self._round is None:
-            _log.info("ignored an update of site %r before round 0", site)
+        if self._round is None or site not in self._round.missing:
+            _log.info("ignored an update of site %r that nobody waits for", site)
             return
         update, refusal = self._admit(site, message, body)
         if refusal is not None:
@@ -261,7 +274,7 @@ class Run:
             self._observer(Updated(site, self._round.number, self._reports[site]))
             self._end_round_when_complete()
         else:
-            _log.info("ignored a late or repeated update of site %r", site)
+            _log.info("ignored a late update of site %r", site)
 
     def _admit(
         self, site: str, message: Trained, body: list[Frame]
@@ -320,13 +333,16 @@ class Run:
             sha256=self.result.sha256,
         )
         self._observer(RoundPlayed(record))
+        if self._finished:
+            self._end_when_all_left()
 
     def _after_loss(self, site: str, reason: str) -> None:
         """A site is gone in the middle of a round: go on or give up."""
         if self._round is None:
             return
-        if self._round.hopeless:
-            least = self._plan.selection.least
+        least = self._plan.selection.least
+        last = self._round.number + 1 == self._plan.rounds
+        if self._round.hopeless or (not last and len(self._present) < least):
             self._abort_for(
                 site,
                 f"round {self._round.number}: {reason}. The quorum of {least} cannot "

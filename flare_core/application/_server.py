@@ -16,6 +16,7 @@ from flare_core.communication import (
     Hello,
     Ping,
     Pong,
+    ToServer,
     ToSite,
     ZmqRouter,
     decode_to_server,
@@ -94,12 +95,12 @@ class Server:
         except ProtocolError as exc:
             _log.info("ignored %d frames from a stranger: %s", len(frames), exc)
             return
-        if isinstance(message, Ping):
-            self._router.send(peer, [encode(Pong())])
-        elif isinstance(message, Hello):
+        if isinstance(message, Hello):
             self._greet(peer, message)
         elif (site := self._sites.get(peer)) is None:
-            _log.info("ignored %s of a peer that said no hello", message)
+            self._turn_away(peer, message)
+        elif isinstance(message, Ping):
+            self._router.send(peer, [encode(Pong())])
         else:
             num_bytes = sum(len(frame) for frame in frames)
             self._run.receive(site, message, frames[1:], num_bytes)
@@ -113,6 +114,15 @@ class Server:
         self._sites[peer] = hello.site
         self._peers[hello.site] = peer
         self._run.welcome(hello.site)
+
+    def _turn_away(self, peer: bytes, message: ToServer) -> None:
+        """End the wait of a peer that is no site, or is one no more."""
+        _log.info("turned away %s of a peer that said no hello", message)
+        reason = (
+            "the server does not know this connection: it broke, or the server was "
+            "started again, or another site has taken the same name"
+        )
+        self._router.send(peer, [encode(Aborted(reason=reason))])
 
     def _send(self, site: str, message: ToSite, body: list[Frame]) -> int:
         """Send a message to a site and return its bytes."""

@@ -107,7 +107,7 @@ def _header(frame: memoryview) -> dict[str, _Entry]:
         return {
             name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()
         }
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         msg = f"no safetensors header: {exc}"
         raise ProtocolError(msg) from exc
 
@@ -145,4 +145,8 @@ def _array(name: str, entry: _Entry, body: Frame) -> Array:
     if bits % 8:
         planes = np.unpackbits(raw, bitorder="little").reshape(num_elements, bits)
         raw = np.packbits(planes, axis=1, bitorder="little").reshape(-1)
-    return raw.view(dtype).reshape(entry.shape)
+    try:
+        return raw.view(dtype).reshape(entry.shape)
+    except ValueError as exc:  # too many axes, or an empty one beside a huge one
+        msg = f"tensor {name!r}: {exc}"
+        raise ProtocolError(msg) from exc

@@ -150,8 +150,8 @@ ToSite: TypeAlias = (
     Welcome | Propose | Start | Refused | Aborted | Checked | Bye | Pong
 )
 
-_TO_SERVER = msgspec.msgpack.Decoder(ToServer)
-_TO_SITE = msgspec.msgpack.Decoder(ToSite)
+_TO_SERVER: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
+_TO_SITE: msgspec.msgpack.Decoder[ToSite] = msgspec.msgpack.Decoder(ToSite)
 
 
 def encode(message: ToServer | ToSite) -> bytes:
@@ -167,7 +167,7 @@ def decode_to_server(frame: bytes | memoryview) -> ToServer:
     """
     try:
         return _TO_SERVER.decode(frame)
-    except (msgspec.DecodeError, ValueError) as exc:
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         msg = f"no message of a site: {exc}"
         raise ProtocolError(msg) from exc
 
@@ -180,6 +180,6 @@ def decode_to_site(frame: bytes | memoryview) -> ToSite:
     """
     try:
         return _TO_SITE.decode(frame)
-    except (msgspec.DecodeError, ValueError) as exc:
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         msg = f"no message of a server: {exc}"
         raise ProtocolError(msg) from exc

@@ -6,6 +6,7 @@ The only file that imports `zmq`.  A socket belongs to the thread that made it; 
 
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, final
 
@@ -44,7 +45,7 @@ class ZmqRouter:
             self._context.destroy(linger=0)
             msg = f"cannot listen at {address}: {exc}; is another server running there?"
             raise ConfigurationError(msg) from exc
-        self.endpoint: str = self._socket.last_endpoint.rstrip(b"\0").decode()
+        self.endpoint: str = self._socket.get_string(zmq.LAST_ENDPOINT)
         self._wake_in, self._wake_out = socket.socketpair()
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -82,8 +83,9 @@ class ZmqRouter:
         return True
 
     def wake(self) -> None:
-        """Make `receive` return; may be called from any thread."""
-        self._wake_in.send(b"\0")
+        """Make `receive` return; may be called from any thread, after `close` too."""
+        with suppress(OSError):  # closed meanwhile
+            self._wake_in.send(b"\0")
 
     def close(self) -> None:
         """Send what is left, for a short while, and close."""

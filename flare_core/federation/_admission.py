@@ -106,7 +106,8 @@ def weighted_mean(
         sites = sorted(site for site in metrics if name in metrics[site])
         total = sum(weights[site] for site in sites)
         terms = (metrics[site][name] * weights[site] for site in sites)
-        means[name] = math.fsum(terms) / total if total else math.nan
+        # Not fsum: a run may not end with the infinite loss of two of its sites.
+        means[name] = sum(terms) / total if total else math.nan
     return means
 
 

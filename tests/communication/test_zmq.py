@@ -1,0 +1,118 @@
+import socket
+import threading
+
+import pytest
+
+from flare_core import ConfigurationError
+from flare_core.communication import ZmqDealer, ZmqRouter
+
+ANY_PORT = "tcp://127.0.0.1:0"
+
+
+def test_server_and_sites_exchange_frames() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        first, second = ZmqDealer(server.endpoint), ZmqDealer(server.endpoint)
+        first.send([b"first", b"", b"\0" * 1_000_000])
+        peer_and_frames = server.receive(timeout_s=5)
+        second.send([b"second"])
+        other_and_frames = server.receive(timeout_s=5)
+        assert peer_and_frames is not None
+        assert other_and_frames is not None
+
+        assert server.send(peer_and_frames[0], [b"to the first"])
+        assert server.send(other_and_frames[0], [b"to the second", b""])
+
+        assert peer_and_frames[1] == [b"first", b"", b"\0" * 1_000_000]
+        assert other_and_frames[1] == [b"second"]
+        assert first.receive(timeout_s=5) == [b"to the first"]
+        assert second.receive(timeout_s=5) == [b"to the second", b""]
+        first.close()
+        second.close()
+
+
+def test_a_port_is_never_had_twice() -> None:
+    with (
+        ZmqRouter(ANY_PORT) as server,
+        pytest.raises(ConfigurationError, match="is another server running there"),
+    ):
+        ZmqRouter(server.endpoint)
+
+
+@pytest.mark.parametrize("address", ["", "tcp://", "nonsense", "tcp://host:x"])
+def test_what_is_no_address_is_said_to_be_none(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot connect"):
+        ZmqDealer(address)
+    with pytest.raises(ConfigurationError, match="cannot listen"):
+        ZmqRouter(address)
+
+
+def test_nothing_is_received_when_nothing_comes() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        site = ZmqDealer(server.endpoint)
+
+        assert server.receive(timeout_s=0) is None
+        assert site.receive(timeout_s=0.01) is None
+        site.close()
+
+
+def test_waking_ends_the_wait() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        waker = threading.Thread(target=server.wake)
+        waker.start()
+
+        assert server.receive(timeout_s=20) is None
+        waker.join()
+
+
+def test_waking_a_closed_socket_does_nothing() -> None:
+    server = ZmqRouter(ANY_PORT)
+    server.close()
+
+    server.wake()
+
+
+def test_a_peer_that_was_never_there_gets_nothing() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        assert not server.send(b"nobody", [b"hello"])
+
+
+def test_garbage_bytes_are_no_message() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        port = int(server.endpoint.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" + b"\0" * 100)
+            assert stranger.recv(1) != b""  # its greeting, before it hangs up
+        site = ZmqDealer(server.endpoint)
+        site.send([b"hello"])
+
+        received = server.receive(timeout_s=5)
+
+        assert received is not None
+        assert received[1] == [b"hello"]
+        site.close()
+
+
+def test_closing_sends_what_is_left() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        site = ZmqDealer(server.endpoint)
+        site.send([b"\0" * 5_000_000])
+        closing = threading.Thread(target=site.close)
+        closing.start()
+
+        received = server.receive(timeout_s=5)
+
+        assert received is not None
+        assert len(received[1][0]) == 5_000_000
+        closing.join()
+
+
+def test_abandoning_waits_for_nobody() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, says nothing
+        site = ZmqDealer(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        site.send([b"hello"])
+        closing = threading.Thread(target=site.close, kwargs={"abandon": True})
+        closing.start()
+
+        closing.join(1.5)
+
+        assert not closing.is_alive()

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from flare_core import ConfigurationError, ModelState, StrategySettings, Update
+from flare_core._model import Array
+from flare_core._plugins import plugin
+from flare_core.federation import FedAvg, Round
+
+SIZES = {"a": 3, "b": 17, "c": 80}
+RATE = 0.05
+ROUNDS = 20
+
+
+def _data() -> tuple[Array, Array]:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(sum(SIZES.values()), 4))
+    return x, x @ [1.0, -2.0, 0.5, 3.0] + rng.normal(size=len(x))
+
+
+def _step(w: Array, x: Array, y: Array) -> Array:
+    """One step of full-batch gradient descent on the mean squared error."""
+    return np.asarray(w - RATE * 2 * x.T @ (x @ w - y) / len(x))
+
+
+def _federated(num_examples: dict[str, int]) -> Array:
+    x, y = _data()
+    ends = np.cumsum(list(SIZES.values()))[:-1]
+    shares = dict(zip(SIZES, zip(np.split(x, ends), np.split(y, ends), strict=True)))
+    strategy = FedAvg(StrategySettings())
+    model = ModelState({"w": np.zeros(4)})
+    for number in range(ROUNDS):
+        played = Round(number, SIZES, model.layout, quorum=3)
+        for site, (its_x, its_y) in reversed(shares.items()):
+            played.receive(
+                Update(
+                    site=site,
+                    round_number=number,
+                    weights=ModelState({"w": _step(model["w"], its_x, its_y)}),
+                    num_examples=num_examples[site],
+                )
+            )
+        model = strategy.next_model(model, played.mean())
+    return model["w"]
+
+
+def _centralised() -> Array:
+    x, y = _data()
+    w: Array = np.zeros(4)
+    for _ in range(ROUNDS):
+        w = _step(w, x, y)
+    return w
+
+
+def test_federated_averaging_is_gradient_descent_on_all_data() -> None:
+    np.testing.assert_allclose(_federated(SIZES), _centralised(), rtol=0, atol=1e-12)
+
+
+def test_without_the_sizes_as_weights_it_is_not() -> None:
+    uniform = _federated(dict.fromkeys(SIZES, 1))
+
+    assert np.abs(uniform - _centralised()).max() > 1e-3
+
+
+def test_federated_averaging_is_found_by_its_name() -> None:
+    assert plugin("flare_core.strategies", "fedavg") is FedAvg
+
+
+def test_fedprox_is_the_sites_business() -> None:
+    current, mean = ModelState({"w": [1.0]}), ModelState({"w": [2.0]})
+
+    assert FedAvg(StrategySettings(mu=0.1)).next_model(current, mean) is mean
+
+
+@pytest.mark.parametrize("name", ["", "fedavgg"])
+def test_a_strategy_that_is_not_installed_is_named_with_those_that_are(
+    name: str,
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"called {name!r}; installed: fedavg"):
+        plugin("flare_core.strategies", name)
