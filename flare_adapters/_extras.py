@@ -19,10 +19,11 @@ def extra(name: str, *modules: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] not in modules:
+        missing = (exc.name or "").partition(".")[0]
+        if missing not in modules:
             raise
         msg = (
-            f"flare_adapters.{name} needs {exc.name!r}, which is not installed. "
+            f"flare_adapters.{name} needs {missing!r}, which is not installed. "
             f'Install it with: pip install "flare-adapters[{name}]"'
         )
-        raise ModuleNotFoundError(msg, name=exc.name) from exc
+        raise ModuleNotFoundError(msg, name=missing) from exc

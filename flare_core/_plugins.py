@@ -1,6 +1,5 @@
 """Finds by name what other packages bring along, through entry points."""
 
-from importlib.metadata import entry_points
 from typing import Any
 
 from flare_core._errors import ConfigurationError
@@ -16,6 +15,9 @@ def plugin(group: str, name: str) -> Any:
     Raises:
         ConfigurationError: If nothing of that name is installed.
     """
+    # Costs a tenth of `import flare_core`, which most often is all one wants.
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
     found = entry_points(group=group)
     if name not in found.names:
         installed = ", ".join(sorted(found.names)) or "none"

@@ -1,0 +1,51 @@
+"""What an import costs, seen in a fresh interpreter."""
+
+import pytest
+
+from inspection import loaded_by, run_fresh
+
+FRAMEWORKS = {
+    "accelerate",
+    "ignite",
+    "lightning",
+    "monai",
+    "peft",
+    "pytorch_lightning",
+    "torch",
+    "transformers",
+}
+NEEDED_BY_THE_COMMAND_LINE = {"rich", "typer"}
+IMPORT_LIMIT_S = 0.2
+NUM_TRIES = 10  # the best one counts: others share the machine
+TIMED_IMPORT = """
+import time
+began = time.process_time()  # a clock on the wall would time the machine's other work
+import flare_core
+print(time.process_time() - began)
+"""
+
+
+@pytest.mark.parametrize("package", ["flare_core", "flare_adapters"])
+def test_loads_no_framework_and_no_command_line(package: str) -> None:
+    loaded = loaded_by(f"import {package}")
+
+    assert package in loaded
+    assert not loaded & (FRAMEWORKS | NEEDED_BY_THE_COMMAND_LINE)
+
+
+def test_the_core_is_there_at_once() -> None:
+    seconds: list[float] = []
+    while len(seconds) < NUM_TRIES and min(seconds, default=1.0) >= IMPORT_LIMIT_S:
+        seconds.append(float(run_fresh(TIMED_IMPORT)))
+
+    assert min(seconds) < IMPORT_LIMIT_S
+
+
+def test_the_adapters_are_listed_without_being_imported() -> None:
+    loaded = loaded_by(
+        "from importlib.metadata import entry_points\n"
+        "names = entry_points(group='flare_core.adapters').names\n"
+        "assert names == {'huggingface', 'lightning', 'monai'}, names"
+    )
+
+    assert not loaded & (FRAMEWORKS | {"flare_adapters"})

@@ -1,0 +1,69 @@
+"""Looks at packages from outside: what an import loads, and what it offers."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+_TIMEOUT_S = 100
+
+
+def run_fresh(code: str) -> str:
+    """Run code in a fresh interpreter and return what it wrote to stdout.
+
+    Raises:
+        AssertionError: If it fails; the message is its stderr.
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has after a statement."""
+    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    return set(run_fresh(f"{statement}\n{report}").split())
+
+
+def public_names(package: ModuleType) -> set[str]:
+    """Return the names that a package shows, without its own modules."""
+    return {
+        name
+        for name, value in vars(package).items()
+        if not name.startswith("_") and not _is_its_module(package, value)
+    }
+
+
+def api_order(name: str) -> tuple[int, str]:
+    """Return the place of a name in `__all__`: constants, classes, the rest."""
+    if name.isupper():
+        return 0, name
+    return (1 if name[0].isupper() else 2), name
+
+
+def sources(*folders: Path) -> list[Path]:
+    """Return all Python files below the folders."""
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+
+
+def imports_of(source: Path) -> Iterator[str]:
+    """Yield the full name of each module or member that a file imports."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _is_its_module(package: ModuleType, value: object) -> bool:
+    return isinstance(value, ModuleType) and value.__name__.startswith(
+        f"{package.__name__}."
+    )
