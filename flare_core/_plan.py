@@ -1,6 +1,6 @@
 """The plan of a run: the server's word on rounds, schedule, strategy and selection."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -132,12 +132,13 @@ class Plan(_Settings, frozen=True):
             raise ConfigurationError(msg)
         tree = msgspec.to_builtins(self)
         *tables, last = key.strip().split(".")
-        table = tree
+        table: dict[str, Any] = tree
         for name in tables:
-            table = table.get(name)
-            if not isinstance(table, dict):
+            inner = table.get(name)
+            if not isinstance(inner, dict):
                 msg = f"--set {assignment}: a plan has no table {name!r}"
                 raise ConfigurationError(msg)
+            table = cast("dict[str, Any]", inner)
         table[last] = _toml_value(value.strip())
         return plan_from(tree, source=f"--set {assignment}")
 

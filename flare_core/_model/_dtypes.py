@@ -94,4 +94,5 @@ def _to_odd_float32(exact: Array) -> Array:
     away = np.abs(nearest.astype(np.float64)) > np.abs(exact)
     toward_zero = np.where(away, np.nextafter(nearest, np.float32(0)), nearest)
     bits = np.atleast_1d(toward_zero).view(np.uint32) | np.atleast_1d(inexact)
-    return bits.view(np.float32).reshape(exact.shape)
+    odd: Array = bits.view(np.float32).reshape(exact.shape)
+    return odd

@@ -1,4 +1,4 @@
-"""One round as a pure state machine: who is invited, who has answered, what is missing."""
+"""One round as a state machine: who is invited, who has answered, who is missing."""
 
 from collections.abc import Iterable
 from typing import final
