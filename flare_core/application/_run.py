@@ -75,9 +75,9 @@ class Run:
         self._send = send
         self._observer = observer
         self._preflight = preflight
-        self._strategy: Strategy = plugin(
-            "flare_core.strategies", plan.strategy.name
-        )(plan.strategy)
+        self._strategy: Strategy = plugin("flare_core.strategies", plan.strategy.name)(
+            plan.strategy
+        )
         self._joined: dict[str, Join] = {}
         self._present: set[str] = set()
         self._asked = ""

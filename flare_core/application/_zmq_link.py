@@ -163,9 +163,7 @@ class ZmqLink:
                     return answer, frames[1:]
             elif time.monotonic() - heard >= self._site.patience_s:
                 self._close(abandon=True)
-                raise ServerUnreachableError(
-                    self._site.server, self._site.patience_s
-                )
+                raise ServerUnreachableError(self._site.server, self._site.patience_s)
             else:
                 socket.send([encode(Ping())])
 

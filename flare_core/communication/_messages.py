@@ -146,9 +146,7 @@ class Pong(_Message, frozen=True):
 
 
 ToServer: TypeAlias = Hello | Join | Initial | Trained | Leave | Ping
-ToSite: TypeAlias = (
-    Welcome | Propose | Start | Refused | Aborted | Checked | Bye | Pong
-)
+ToSite: TypeAlias = Welcome | Propose | Start | Refused | Aborted | Checked | Bye | Pong
 
 _TO_SERVER: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
 _TO_SITE: msgspec.msgpack.Decoder[ToSite] = msgspec.msgpack.Decoder(ToSite)
