@@ -6,6 +6,7 @@ from typing import Protocol, final
 import torch
 from flare_core import StrategySettings, UnsupportedError
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 class GradientCorrection(Protocol):
@@ -15,12 +16,16 @@ class GradientCorrection(Protocol):
         """Note the trainable parameters, which hold the global model now."""
         ...
 
-    def adjust(self, scale: Tensor | None = None) -> None:
+    def adjust(
+        self, scale: Tensor | None = None, optimizer: Optimizer | None = None
+    ) -> None:
         """Correct the gradients, in place.
 
         Args:
             scale: What the gradients are multiplied by, if a fused optimizer has
                 not unscaled them yet.
+            optimizer: The one that is about to step, if there are several; the
+                gradients of the others are left alone.
         """
         ...
 
@@ -44,9 +49,14 @@ class FedProx:
         self._anchors = [(one, one.detach().clone()) for one in parameters]
 
     @torch.no_grad()
-    def adjust(self, scale: Tensor | None = None) -> None:
-        """Pull each parameter towards the global model."""
+    def adjust(
+        self, scale: Tensor | None = None, optimizer: Optimizer | None = None
+    ) -> None:
+        """Pull each parameter that is about to step towards the global model."""
+        stepping = None if optimizer is None else _parameters(optimizer)
         for parameter, anchor in self._anchors:
+            if stepping is not None and id(parameter) not in stepping:
+                continue
             if parameter.grad is not None:
                 pull = parameter.detach() - anchor
                 pull = pull if scale is None else pull * scale
@@ -74,3 +84,7 @@ def refuse_under_deepspeed(strategy: StrategySettings) -> None:
             "(DDP, FSDP2) or strategy.mu = 0"
         )
         raise UnsupportedError(msg)
+
+
+def _parameters(optimizer: Optimizer) -> set[int]:
+    return {id(one) for group in optimizer.param_groups for one in group["params"]}

@@ -168,10 +168,17 @@ class LocalSession:
         """Count a pass over the data."""
         self._epochs += 1
 
-    def adjust_gradients(self, scale: Tensor | None = None) -> None:
-        """Apply the strategy's correction; right before an optimizer step."""
+    def adjust_gradients(
+        self, scale: Tensor | None = None, *, optimizer: Optimizer | None = None
+    ) -> None:
+        """Apply the strategy's correction; right before an optimizer step.
+
+        Args:
+            scale: What the gradients are multiplied by, if they still are.
+            optimizer: The one that steps, where there are several.
+        """
         if self._correction is not None and not self.final:
-            self._correction.adjust(scale)
+            self._correction.adjust(scale, optimizer)
 
     def evaluated(self, metrics: Mapping[str, Any]) -> None:
         """Take the framework's validation metrics, if they are the global model's."""
