@@ -1,0 +1,75 @@
+"""The length of an Ignite run, and a validation in the middle of it."""
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from flare_adapters._torch import LocalSession
+
+
+def horizon_of(engine: Engine) -> str:
+    """Return what the run is set to, in the user's words."""
+    if engine.state.max_epochs is None:
+        return f"max_iters={engine.state.max_iters}"
+    return f"max_epochs={engine.state.max_epochs}"
+
+
+def fit_length_to(session: LocalSession, engine: Engine) -> None:
+    """Set the length of the run to the plan's.
+
+    Ignite reads it before each epoch.  How many epochs a number of optimizer steps
+    takes is only an estimate; `go_on` adds what is missing.
+    """
+    state, epochs = engine.state, session.total_length
+    if session.schedule.unit == "steps":
+        epochs = math.ceil(epochs / state.epoch_length) if state.epoch_length else 1
+    state.max_iters = None
+    state.max_epochs = state.epoch + epochs
+
+
+def go_on(engine: Engine) -> None:
+    """Let another epoch follow."""
+    engine.state.max_epochs = max(engine.state.max_epochs, engine.state.epoch + 1)
+
+
+def stop(engine: Engine, *, epoch_is_over: bool) -> None:
+    """End the run.
+
+    Handlers of EPOCH_COMPLETED, among them validation and checkpoints, still see the
+    end of an epoch; `Engine.terminate` would skip them.
+    """
+    if epoch_is_over:
+        engine.state.max_epochs = engine.state.epoch
+    else:
+        engine.terminate()
+
+
+def evaluate(evaluator: Engine, epoch: int) -> None:
+    """Run an evaluator: one of MONAI, or one of Ignite on the data it had last."""
+    if getattr(evaluator, "data_loader", None) is not None:  # MONAI's bring their own
+        evaluator.run(epoch)
+    elif evaluator.state.dataloader is not None:
+        data, length = evaluator.state.dataloader, evaluator.state.epoch_length
+        evaluator.run(data, epoch_length=length)
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Leave no trace in what training goes on with: random numbers, train modes."""
+    modes = [(module, module.training) for module in network.modules()]
+    devices = {one.device for one in network.parameters() if one.device.type == "cuda"}
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is others who use it
+    try:
+        with torch.random.fork_rng(sorted(device.index for device in devices)):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002 - as above
+        for module, training in modes:
+            module.training = training
