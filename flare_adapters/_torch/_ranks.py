@@ -59,7 +59,9 @@ class Ranks:
         """Return each metric's mean over the ranks that have it."""
         of_ranks = self._all(dict(metrics))
         names = dict.fromkeys(name for one in of_ranks for name in one)
-        values = {name: [one[name] for one in of_ranks if name in one] for name in names}
+        values = {
+            name: [one[name] for one in of_ranks if name in one] for name in names
+        }
         return {name: sum(found) / len(found) for name, found in values.items()}
 
     def share(self, tensor: Tensor) -> Tensor:
