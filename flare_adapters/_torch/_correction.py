@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from typing import Protocol, final
 
 import torch
-from flare_core import StrategySettings, UnsupportedError
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flare_core import StrategySettings, UnsupportedError
+
 
 class GradientCorrection(Protocol):
-    """Changes the gradients right before each optimizer step; the model is left alone."""
+    """Changes the gradients right before each optimizer step, and nothing else."""
 
     def round_started(self, parameters: Iterable[Tensor]) -> None:
         """Note the trainable parameters, which hold the global model now."""

@@ -12,6 +12,20 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flare_adapters._torch._correction import correction
+from flare_adapters._torch._options import Options
+from flare_adapters._torch._ranks import Ranks
+from flare_adapters._torch._select import Member, choose, members
+from flare_adapters._torch._state import (
+    fingerprint,
+    gather,
+    scatter,
+    stays,
+    trainable,
+)
 from flare_core import (
     FlareError,
     GlobalModel,
@@ -27,20 +41,6 @@ from flare_core import (
     Update,
     connect,
     site,
-)
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from flare_adapters._torch._correction import correction
-from flare_adapters._torch._options import Options
-from flare_adapters._torch._ranks import Ranks
-from flare_adapters._torch._select import Member, choose, members
-from flare_adapters._torch._state import (
-    fingerprint,
-    gather,
-    scatter,
-    stays,
-    trainable,
 )
 
 _log = logging.getLogger(__name__)
@@ -289,11 +289,11 @@ class LocalSession:
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics that are one finite or infinite number each."""
-    found: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Tensor) and value.numel() == 1:
-            found[name] = float(value)
-        elif isinstance(value, (int, float)) and not math.isnan(value):
-            found[name] = float(value)
-    return found
+    """Return the metrics that are one number each, without those that are NaN."""
+    found = {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, (int, float))
+        or (isinstance(value, Tensor) and value.numel() == 1)
+    }
+    return {name: value for name, value in found.items() if not math.isnan(value)}

@@ -4,11 +4,8 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from flare_core import OptimizerState, Select
-from flare_core import site as read_site
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
@@ -17,9 +14,12 @@ from flare_adapters._torch import LocalSession, options, refuse_under_deepspeed
 from flare_adapters.lightning._loop import (
     fit_length_to,
     horizon_of,
+    is_deepspeed,
     playable,
     validation_metrics,
 )
+from flare_core import OptimizerState, Select
+from flare_core import site as read_site
 
 
 class FLCallback(Callback):
@@ -63,18 +63,16 @@ class FLCallback(Callback):
         self._horizon = ""
         self._epoch_seen = -1
 
-    def setup(
-        self, trainer: Trainer, pl_module: LightningModule, stage: str
-    ) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get the plan, and set the length of the fit to it."""
         del pl_module
         if stage != "fit" or not self._federated:
             return
         self._session = LocalSession(self._options)
         self._horizon = horizon_of(trainer)
-        if isinstance(trainer.strategy, DeepSpeedStrategy):
+        if is_deepspeed(trainer.strategy):
             refuse_under_deepspeed(self._session.plan.strategy)
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning
+        if not trainer.fast_dev_run:
             fit_length_to(self._session, trainer)
             rank_zero_info(f"The plan sets the length: {horizon_of(trainer)}")
         _warn_of_local_stops(trainer)
@@ -110,9 +108,7 @@ class FLCallback(Callback):
             self._epoch_over(trainer)
         self._exchange_when_due(trainer)
 
-    def on_train_epoch_end(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Catch an epoch that the module cut short: it has no last batch."""
         del pl_module
         if self._session is not None and self._epoch_seen < trainer.current_epoch:
@@ -127,9 +123,7 @@ class FLCallback(Callback):
         if self._session is not None:
             self._session.adjust_gradients()
 
-    def on_validation_end(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the metrics, if it was the global model that was validated."""
         del pl_module
         if self._session is not None and not trainer.sanity_checking:
@@ -168,7 +162,7 @@ def _model(trainer: Trainer) -> Any:
 
 
 def _warn_of_local_stops(trainer: Trainer) -> None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning
+    callbacks = trainer.callbacks
     for callback in callbacks:
         if isinstance(callback, (EarlyStopping, Timer)):
             rank_zero_warn(

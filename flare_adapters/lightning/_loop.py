@@ -39,3 +39,8 @@ def validation_metrics(trainer: Trainer) -> dict[str, Any]:
     """
     results = trainer._results  # noqa: SLF001 - see above
     return dict(results.metrics(on_step=False)["callback"]) if results else {}
+
+
+def is_deepspeed(strategy: object) -> bool:
+    """Tell whether DeepSpeed trains, in Lightning or in pytorch_lightning."""
+    return any(one.__name__ == "DeepSpeedStrategy" for one in type(strategy).__mro__)

@@ -4,7 +4,6 @@ from functools import lru_cache
 from os import PathLike
 from typing import Any
 
-from flare_core import OptimizerState, Select
 from lightning.pytorch import LightningModule
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.strategies import (
@@ -14,6 +13,7 @@ from lightning.pytorch.strategies import (
 )
 
 from flare_adapters.lightning._callback import FLCallback
+from flare_core import OptimizerState, Select
 
 
 class _Federated:
@@ -28,6 +28,13 @@ class _Federated:
         fitting = model.trainer.state.fn == "fit"
         if fitting and not any(isinstance(one, FLCallback) for one in callbacks):
             callbacks.insert(0, self._fl_callback)
+
+    def __repr__(self) -> str:
+        """Say what to do where a foreign Trainer refuses the object and quotes it."""
+        return (
+            f"<{type(self).__name__} of lightning.pytorch; in a pytorch_lightning."
+            "Trainer use callbacks=[FLCallback()] instead>"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (type(self).__mro__[2], self.__getstate__())
@@ -67,7 +74,7 @@ def FLStrategy(  # noqa: N802 - stands where Lightning has a class
         optimizer_state=optimizer_state,
     )
     found = _named(base) if isinstance(base, str) else base
-    strategy = _rebuilt(type(found), found.__getstate__())  # type: ignore[no-untyped-call] # object's own
+    strategy = _rebuilt(type(found), found.__getstate__())
     strategy._fl_callback = callback  # noqa: SLF001 - our own mixin
     return strategy
 
@@ -95,7 +102,8 @@ def _device() -> str:
 
 
 def _rebuilt(base: type[Strategy], state: Any) -> Any:
-    strategy = object.__new__(_federated(base))
+    made = _federated(base)  # type: ignore[arg-type] # mypy: a class is hashable
+    strategy = object.__new__(made)
     strategy.__setstate__(state)
     return strategy
 
