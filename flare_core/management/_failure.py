@@ -34,8 +34,8 @@ class SiteFailedError(FlareError):
         self.log = log
 
     def __str__(self) -> str:
-        said = f"\n\n{self.last_words}\n\n" if self.last_words else "; "
-        return f"{self.reason}{said}the output of {self.site!r} is in {self.log}"
+        said = f"\n\n{self.last_words}\n" if self.last_words else ""
+        return f"{self.reason}{said}\nall output of {self.site!r}: {self.log}"
 
 
 def last_words(log: Path) -> str:

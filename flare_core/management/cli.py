@@ -5,12 +5,10 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeAlias
 
 import typer
 from rich.console import Console
 
-from flare_core._errors import FlareError
 from flare_core._plan import Plan
 from flare_core.application import Result
 from flare_core.management._baselines import (
@@ -20,77 +18,24 @@ from flare_core.management._baselines import (
     scores_table,
     write_scores,
 )
-from flare_core.management._display import Display, display_on
-from flare_core.management._failure import SiteFailedError
-from flare_core.management._plan_options import (
-    DEFAULT_ROUNDS,
-    DEFAULT_SITES,
-    plan_of,
+from flare_core.management._command_options import (
+    ArgsOption,
+    BaselinesOption,
+    PlanOption,
+    RoundsOption,
+    RunDirOption,
+    ScriptOption,
+    SetOption,
+    SitesOption,
 )
+from flare_core.management._display import Display, display_on
+from flare_core.management._messages import complain, exit_codes, say, show_failure
+from flare_core.management._plan_options import plan_of
 from flare_core.management._play import federation, play, sites_of
 from flare_core.management._preflight import Preflight, report
 from flare_core.management._processes import Script
 from flare_core.management._run_folder import fresh_folder
 from flare_core.management._summary import Tally, summary
-
-_INTERRUPTED = 130
-
-_ScriptOption: TypeAlias = Annotated[
-    Path,
-    typer.Argument(
-        metavar="SCRIPT.py",
-        exists=True,
-        dir_okay=False,
-        help="A training script that joins a federation; every site runs it.",
-    ),
-]
-_ArgsOption: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="-- ARGS", help="Arguments of the script, after two dashes."
-    ),
-]
-_SitesOption: TypeAlias = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help=f"How many sites take part.  Default: {DEFAULT_SITES}, or the plan's.",
-    ),
-]
-_RoundsOption: TypeAlias = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help=f"How many rounds to play.  Default: {DEFAULT_ROUNDS}, or the plan's.",
-    ),
-]
-_PlanOption: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(help="A plan in TOML, such as a run folder's plan.toml."),
-]
-_SetOption: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change one setting of the plan, e.g. strategy.mu=0.1; can be repeated "
-        "and wins over all else.",
-    ),
-]
-_RunDirOption: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder for the record, the logs and the global model; must be empty or "
-        "new. Default: runs/SCRIPT-TIME."
-    ),
-]
-_BaselinesOption: TypeAlias = Annotated[
-    bool,
-    typer.Option(
-        "--baselines",
-        help="Then train every site alone and all data together, and compare.",
-    ),
-]
 
 app = typer.Typer(
     add_completion=False,
@@ -107,15 +52,15 @@ def _flare() -> None:
 
 @app.command("simulate")
 def _simulate(
-    script: _ScriptOption,
-    args: _ArgsOption = None,
+    script: ScriptOption,
+    args: ArgsOption = None,
     *,
-    sites: _SitesOption = None,
-    rounds: _RoundsOption = None,
-    plan: _PlanOption = None,
-    settings: _SetOption = None,
-    run_dir: _RunDirOption = None,
-    with_baselines: _BaselinesOption = False,
+    sites: SitesOption = None,
+    rounds: RoundsOption = None,
+    plan: PlanOption = None,
+    settings: SetOption = None,
+    run_dir: RunDirOption = None,
+    with_baselines: BaselinesOption = False,
 ) -> None:
     """Run a federation on this machine: a server, and each site a real process.
 
@@ -125,7 +70,7 @@ def _simulate(
     Example: flare simulate train.py --sites 4 --rounds 10 -- --lr 0.1
     """
     console = Console()
-    with _exit_codes():
+    with exit_codes():
         chosen = plan_of(plan, sites=sites, rounds=rounds, settings=settings or ())
         folder = fresh_folder(run_dir, script)
         code = Script(path=script, args=tuple(args or ()))
@@ -139,14 +84,14 @@ def _simulate(
 
 @app.command("check")
 def _check(
-    script: _ScriptOption,
-    args: _ArgsOption = None,
+    script: ScriptOption,
+    args: ArgsOption = None,
     *,
-    sites: _SitesOption = None,
-    rounds: _RoundsOption = None,
-    plan: _PlanOption = None,
-    settings: _SetOption = None,
-    run_dir: _RunDirOption = None,
+    sites: SitesOption = None,
+    rounds: RoundsOption = None,
+    plan: PlanOption = None,
+    settings: SetOption = None,
+    run_dir: RunDirOption = None,
 ) -> None:
     """Check that a federation would work, without training.
 
@@ -154,7 +99,7 @@ def _check(
     compared.  Shows what would travel each round and what stays.
     """
     console = Console()
-    with _exit_codes():
+    with exit_codes():
         chosen = plan_of(plan, sites=sites, rounds=rounds, settings=settings or ())
         code = Script(path=script, args=tuple(args or ()))
         with _check_folder(run_dir, script) as folder:
@@ -169,7 +114,7 @@ def main() -> None:
 def _federate(
     script: Script, plan: Plan, folder: Path, console: Console
 ) -> tuple[Result, float]:
-    _say(console, f"run folder {folder}")
+    say(console, f"run folder {folder}")
     display, tally = display_on(console), Tally()
     names = [site.name for site in sites_of(plan.selection.sites)]
     watch = display.watch(names, plan.rounds)
@@ -177,9 +122,9 @@ def _federate(
     with display:
         result = play([simulation])[0]
     for failure in simulation.tolerated:
-        _show_failure(failure, style="yellow")
+        show_failure(failure, style="yellow")
     for line in summary(result, tally, seconds=simulation.seconds, folder=folder):
-        _say(console, line)
+        say(console, line)
     return result, simulation.seconds
 
 
@@ -187,7 +132,7 @@ def _train_baselines(
     script: Script, plan: Plan, folder: Path, console: Console
 ) -> Baselines:
     def show(title: str) -> Display:
-        _say(console, title)
+        say(console, title)
         return display_on(console)
 
     return baselines(script, plan, folder, show)
@@ -202,9 +147,9 @@ def _preflight(script: Script, plan: Plan, folder: Path, console: Console) -> No
         for part in report(seen):
             console.print(part)
         for refusal in seen.refusals[1:]:
-            _say(_errors(), str(refusal), style="red")
+            complain(str(refusal), style="red")
     count = plan.selection.sites
-    _say(console, f"all {count} sites agree; nothing was trained", style="green")
+    say(console, f"all {count} sites agree; nothing was trained", style="green")
 
 
 @contextmanager
@@ -216,39 +161,6 @@ def _check_folder(run_dir: Path | None, script: Path) -> Generator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="flare-check-"))
     yield folder
     shutil.rmtree(folder)
-
-
-@contextmanager
-def _exit_codes() -> Generator[None]:
-    """Show our errors as one message and end with the code of their kind."""
-    try:
-        yield
-    except SiteFailedError as exc:
-        _show_failure(exc, style="bold red")
-        raise typer.Exit(1) from exc
-    except FlareError as exc:
-        _say(_errors(), str(exc), style="bold red")
-        raise typer.Exit(1) from exc
-    except KeyboardInterrupt as exc:
-        _say(_errors(), "interrupted; every site was ended", style="yellow")
-        raise typer.Exit(_INTERRUPTED) from exc
-
-
-def _show_failure(failure: SiteFailedError, *, style: str) -> None:
-    console = _errors()
-    _say(console, failure.reason, style=style)
-    if failure.last_words:
-        _say(console, f"\n{failure.site} said last:", style="bold")
-        _say(console, f"{failure.last_words}\n")
-    _say(console, f"all its output: {failure.log}", style="dim")
-
-
-def _errors() -> Console:
-    return Console(stderr=True)
-
-
-def _say(console: Console, line: str, *, style: str = "") -> None:
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

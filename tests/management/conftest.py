@@ -1,0 +1,41 @@
+"""Fixtures for the tests of simulations."""
+
+import itertools
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from simulated import COMMAND, HEAD, TIMEOUT_S, Flare, WriteScript
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> WriteScript:
+    """Write a site's script."""
+    numbers = itertools.count()
+
+    def write(body: str) -> Path:
+        path = tmp_path / f"train{next(numbers)}.py"
+        path.write_text(HEAD + body)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def flare(tmp_path: Path) -> Flare:
+    """Run the command in the test's folder."""
+
+    def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [COMMAND, *map(str, args)],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "160"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+
+    return run
