@@ -1,0 +1,247 @@
+"""The callback for the `Trainer`: one `train` plays every federated round."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from flare_adapters._torch import LocalSession, options
+from flare_adapters.huggingface._count import Tally
+from flare_adapters.huggingface._loop import (
+    evaluates,
+    evaluation_metrics,
+    horizon_of,
+    innermost,
+    playable,
+    train_length_to,
+)
+from flare_adapters.huggingface._peft import names_on_wire
+from flare_adapters.huggingface._refuse import (
+    refuse_arguments,
+    refuse_model,
+    refuse_optimizer,
+)
+from flare_core import OptimizerState, Select
+from flare_core import site as read_site
+
+
+class FLCallback(TrainerCallback):
+    """Exchanges weights at round boundaries, inside the running `Trainer.train`.
+
+    After the last optimizer step of a round, and before the `Trainer` evaluates and
+    saves, the site's weights go out and the next global model comes in: metrics, the
+    choice of the best model and checkpoints are those of global models.  The run's
+    plan sets the length of the training before the LR schedule is built.
+
+    With PEFT only what is trained is exchanged, under PEFT's own names.  A language
+    model's update weighs as many examples as it has target tokens, as in its loss.
+
+    Args:
+        site: The site file; by default the one that ``FLARE_SITE`` names.  With
+            ``FLARE_SITE=off`` the callback does nothing at all.
+        every_n_epochs: A round ends after so many epochs; 1 if nothing is said.
+        every_n_steps: A round ends after so many optimizer steps
+            (``state.global_step``).
+        select: Which tensors are exchanged: ``"auto"`` (trainable ones where anything
+            is frozen, else all), ``"all"``, ``"trainable"``, ``"no_batchnorm"``, or
+            globs, where ``"!glob"`` takes out again.
+        optimizer_state: Whether optimizers ``"keep"`` their state across rounds or
+            ``"reset"`` it.
+
+    Raises:
+        ConfigurationError: If no federation is set up.
+    """
+
+    def __init__(
+        self,
+        site: str | PathLike[str] | None = None,
+        *,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        select: Select = "auto",
+        optimizer_state: OptimizerState = "keep",
+    ) -> None:
+        self._options = options(
+            site, every_n_epochs, every_n_steps, select, optimizer_state
+        )
+        self._federated = read_site(site).federated
+        self._session: LocalSession | None = None
+        self._tally: Tally | None = None
+        self._horizon = ""
+        self._hooks: list[RemovableHandle] = []
+        self._step = self._steps_before = 0
+        self._evaluated_at = -1
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Get the plan, and set the length of the training to it."""
+        if self._federated and self._session is None:
+            train_length_to(self._open(args), args)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        train_dataloader: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Join, and load the first global model; later times, only go on."""
+        if not self._federated:
+            return
+        session = self._session or self._open(args)  # as `add_callback` is too late
+        self._unhook()
+        # `auto_find_batch_size` starts over, and counts from 0, after steps were taken
+        self._steps_before = self._step - state.global_step if session.joined else 0
+        self._step = self._steps_before + state.global_step
+        session.at_step(self._step)
+        if not session.joined:
+            with _told(session):
+                refuse_model(model)
+                refuse_optimizer(innermost(optimizer))
+                session.join(
+                    model,
+                    playable=playable(session, args, state, train_dataloader),
+                    horizon=self._horizon,
+                    names=names_on_wire(model),
+                )
+        self._hook(session, args, model, innermost(optimizer))
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        """Count, and exchange if a round of steps is over."""
+        if self._session is not None and self._tally is not None:
+            self._step = self._steps_before + state.global_step
+            self._session.at_step(self._step)
+            self._session.saw(*self._tally.take())
+            self._exchange_when_due(self._session, args, control, optimizer)
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        """Exchange if a round of epochs is over; an epoch left unfinished is none."""
+        if self._session is None:
+            return
+        unfinished = not float(state.epoch or 0).is_integer()
+        if not (control.should_training_stop and unfinished):
+            self._session.epoch_done()
+        exchanged = self._exchange_when_due(self._session, args, control, optimizer)
+        if not exchanged and self._evaluated_at == self._step:
+            control.should_evaluate = False  # the same weights
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        metrics: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        """Take the metrics, if it was the global model that was evaluated."""
+        if self._session is not None:
+            self._evaluated_at = self._step
+            self._session.evaluated(evaluation_metrics(metrics))
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Leave; if the run is not over, say so.
+
+        The model may be another one by now: see ``load_best_model_at_end``.
+        """
+        session, self._session = self._session, None
+        self._unhook()
+        if session is not None:
+            at = f"at step {state.global_step} of {state.max_steps}"
+            session.leave(f"its training was stopped {at} (by EarlyStopping, …)")
+
+    def _open(self, args: TrainingArguments) -> LocalSession:
+        session = LocalSession(self._options)
+        self._session, self._horizon = session, horizon_of(args)
+        self._step = self._steps_before = 0
+        self._evaluated_at = -1
+        with _told(session):
+            refuse_arguments(args, session)
+        return session
+
+    def _hook(
+        self,
+        session: LocalSession,
+        args: TrainingArguments,
+        model: nn.Module,
+        optimizer: Optimizer,
+    ) -> None:
+        def correct(inner: Optimizer, *_: Any) -> None:
+            session.adjust_gradients(getattr(inner, "grad_scale", None))
+
+        self._tally = Tally(args, model)
+        self._hooks.append(
+            model.register_forward_hook(self._tally.see, with_kwargs=True)
+        )
+        if session.corrects_gradients:
+            self._hooks.append(optimizer.register_step_pre_hook(correct))
+
+    def _unhook(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _exchange_when_due(
+        self,
+        session: LocalSession,
+        args: TrainingArguments,
+        control: TrainerControl,
+        optimizer: Optimizer,
+    ) -> bool:
+        if not session.due:
+            return False
+        with _told(session):
+            session.exchange([innermost(optimizer)])
+        control.should_evaluate |= evaluates(args)
+        control.should_training_stop |= session.final
+        return True
+
+
+@contextmanager
+def _told(session: LocalSession) -> Iterator[None]:
+    """Tell the server of an error; the `Trainer` has no hook for one."""
+    try:
+        yield
+    except BaseException as exc:
+        session.fail(exc)
+        raise

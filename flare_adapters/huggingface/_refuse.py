@@ -1,0 +1,78 @@
+"""What cannot take part, and why: silence would mean a wrong result."""
+
+from peft import PeftType
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import Optimizer
+from transformers import TrainingArguments
+
+from flare_adapters._torch import LocalSession, refuse_under_deepspeed
+from flare_adapters.huggingface._peft import adapters_of
+from flare_core import UnsupportedError
+
+
+def refuse_arguments(args: TrainingArguments, session: LocalSession) -> None:
+    """Raise if the training is set to something that hides weights or gradients.
+
+    Raises:
+        UnsupportedError: If it is.
+    """
+    if args.deepspeed_plugin is not None:
+        refuse_under_deepspeed(session.plan.strategy)
+        msg = (
+            "DeepSpeed keeps master weights of its own, which overwrite the global "
+            "model at the next step: expected another engine (DDP, FSDP2)"
+        )
+        raise UnsupportedError(msg)
+    parallelism = args.parallelism_config
+    if parallelism is not None and parallelism.non_data_parallel_size > 1:
+        msg = (
+            f"TrainingArguments(parallelism_config={parallelism}) gives several ranks "
+            "the same batch, whose examples would count several times: expected data "
+            "parallelism only (DDP, FSDP2)"
+        )
+        raise UnsupportedError(msg)
+    optim = str(args.optim)
+    if session.corrects_gradients and ("lomo" in optim or "layerwise" in optim):
+        msg = (
+            f"strategy.mu = {session.plan.strategy.mu:g} corrects gradients before "
+            f"each optimizer step, but TrainingArguments(optim={optim!r}) steps "
+            "inside backward(): expected another optimizer or strategy.mu = 0"
+        )
+        raise UnsupportedError(msg)
+
+
+def refuse_model(model: nn.Module) -> None:
+    """Raise if the model's weights cannot be averaged.
+
+    Raises:
+        UnsupportedError: If they cannot.
+    """
+    if isinstance(model, FullyShardedDataParallel):
+        msg = (
+            "the model is sharded by FSDP version 1, which flattens its parameters: "
+            'expected version 2, fsdp_config={"version": 2}, or DDP'
+        )
+        raise UnsupportedError(msg)
+    for name, config in adapters_of(model).items():
+        if config.peft_type == PeftType.ADALORA:
+            msg = (
+                f"PEFT adapter {name!r} is AdaLoRA, which gives each site ranks of "
+                "its own, so that averages mean nothing: expected fixed ranks, e.g. "
+                "LoraConfig"
+            )
+            raise UnsupportedError(msg)
+
+
+def refuse_optimizer(optimizer: Optimizer) -> None:
+    """Raise if the weights in training are not those of the model.
+
+    Raises:
+        UnsupportedError: If they are not.
+    """
+    if callable(getattr(optimizer, "eval", None)):
+        msg = (
+            f"optimizer {type(optimizer).__name__} is schedule-free: while it trains, "
+            "the model holds other weights than it learns: expected another optimizer"
+        )
+        raise UnsupportedError(msg)
