@@ -220,7 +220,8 @@ class LocalSession:
         """
         if not self._open:
             return
-        reason = "" if self.final else f"{why} in round {self.round_number}"
+        when = f"in round {self.round_number}" if self.joined else "before it joined"
+        reason = "" if self.final else f"{why} {when}"
         if reason:
             _log.warning("site %r leaves the run: %s", self._site.name, reason)
         metrics = self._ranks.mean(self._global_metrics) if self.final else {}
