@@ -29,7 +29,7 @@ def to_bits(array: Array) -> bytes:
 def arrays(draw: st.DrawFn, codes: tuple[str, ...] = tuple(DTYPES)) -> Array:
     """Arrays with any bits: NaN payloads, subnormals, infinities, no element at all."""
     code = draw(st.sampled_from(codes))
-    shape = draw(array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+    shape = draw(array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
     if bits_of(code) % 8:
         shape = (*shape, 4)  # fills whole bytes
     size = math.prod(shape) * DTYPES[code].itemsize
@@ -38,8 +38,8 @@ def arrays(draw: st.DrawFn, codes: tuple[str, ...] = tuple(DTYPES)) -> Array:
 
 @st.composite
 def states(draw: st.DrawFn, codes: tuple[str, ...] = tuple(DTYPES)) -> ModelState:
-    """Models of up to five tensors, of any types together."""
+    """Models of up to three tensors, of any types together."""
     names = st.text(st.characters(codec="utf-8"), max_size=8)
-    tensors = draw(st.dictionaries(names, arrays(codes), max_size=5))
+    tensors = draw(st.dictionaries(names, arrays(codes), max_size=3))
     kinds = {name: draw(st.sampled_from(CLASSES)) for name in tensors}
     return ModelState(tensors, classes=kinds)

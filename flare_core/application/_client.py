@@ -84,11 +84,15 @@ class Client:
             )
             raise ConfigurationError(msg)
         weights = ModelState(initial)
-        self._link = connect(self._site)
-        self.plan: Plan = self._link.plan()
         self._classes = weights.layout.classes
-        self._model = self._link.join(Proposal(weights=weights))
         self._final_metrics: Metrics = {}
+        self._link = connect(self._site)
+        try:
+            self.plan: Plan = self._link.plan()
+            self._model = self._link.join(Proposal(weights=weights))
+        except BaseException as exc:
+            self._leave_because_of(exc)
+            raise
 
     @property
     def weights(self) -> ModelState:
@@ -148,7 +152,11 @@ class Client:
         if error is None:
             reason = "" if self._model.final else "its loop ended early"
             self._link.leave(self._final_metrics, reason=reason)
-        elif not isinstance(error, (RefusedError, PreflightPassed)):
+        else:
+            self._leave_because_of(error)
+
+    def _leave_because_of(self, error: BaseException) -> None:
+        if not isinstance(error, (RefusedError, PreflightPassed)):
             self._link.leave({}, reason=_in_one_line(error), failed=True)
 
 

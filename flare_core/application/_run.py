@@ -78,6 +78,7 @@ class Run:
         self._strategy: Strategy = plugin("flare_core.strategies", plan.strategy.name)(
             plan.strategy
         )
+        self._welcomed: set[str] = set()
         self._joined: dict[str, Join] = {}
         self._present: set[str] = set()
         self._asked = ""
@@ -103,6 +104,7 @@ class Run:
 
     def welcome(self, site: str) -> None:
         """Send the plan to a site."""
+        self._welcomed.add(site)
         self._send(site, Welcome(plan=self._plan), [])
 
     def receive(
@@ -151,7 +153,7 @@ class Run:
         """End the run for all."""
         if self.over:
             return
-        for site in sorted(self._present):
+        for site in sorted(self._welcomed):  # it may still be loading its model
             self._send(site, Aborted(reason=reason), [])
         self.result = Result(
             rounds=self.result.rounds,

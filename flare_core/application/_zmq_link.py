@@ -89,6 +89,7 @@ class ZmqLink:
         )
         answer, body = self._ask(request, [], Propose | Start | Checked)
         if isinstance(answer, Checked):
+            self._close()  # the server has ended: there is no good-bye to wait for
             raise PreflightPassed(0)
         if isinstance(answer, Propose):
             _log.info("site %r gives the initial weights", self._site.name)
@@ -143,7 +144,7 @@ class ZmqLink:
         answer, frames = self._wait(self._socket)
         if isinstance(answer, wanted):
             return answer, frames
-        self._close()
+        self._close(abandon=True)
         if isinstance(answer, Refused):
             raise refused(answer.refusal)
         if isinstance(answer, Aborted):
@@ -155,7 +156,7 @@ class ZmqLink:
         """Wait as long as the server shows that it lives."""
         heard = time.monotonic()
         while True:
-            frames = socket.receive(timeout_s=min(_PING_S, self._site.patience_s))
+            frames = socket.receive(timeout_s=min(_PING_S, self._site.patience_s / 3))
             if frames is not None:
                 heard = time.monotonic()
                 answer = decode_to_site(frames[0])

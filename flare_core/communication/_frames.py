@@ -145,6 +145,7 @@ def _array(name: str, entry: _Entry, body: Frame) -> Array:
     if bits % 8:
         planes = np.unpackbits(raw, bitorder="little").reshape(num_elements, bits)
         raw = np.packbits(planes, axis=1, bitorder="little").reshape(-1)
+    raw.flags.writeable = False  # ZeroMQ lends its buffers for writing
     try:
         return raw.view(dtype).reshape(entry.shape)
     except ValueError as exc:  # too many axes, or an empty one beside a huge one

@@ -5,6 +5,7 @@ The only file that imports `zmq`.  A socket belongs to the thread that made it; 
 """
 
 import socket
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -47,6 +48,9 @@ class ZmqRouter:
             raise ConfigurationError(msg) from exc
         self.endpoint: str = self._socket.get_string(zmq.LAST_ENDPOINT)
         self._wake_in, self._wake_out = socket.socketpair()
+        self._forgotten = _when_forgotten(
+            self, self._socket, self._context, self._wake_in, self._wake_out
+        )
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._wake_out, zmq.POLLIN)
@@ -89,6 +93,7 @@ class ZmqRouter:
 
     def close(self) -> None:
         """Send what is left, for a short while, and close."""
+        self._forgotten.detach()
         self._socket.close()
         self._context.term()
         self._wake_in.close()
@@ -131,6 +136,7 @@ class ZmqDealer:
             self._context.destroy(linger=0)
             msg = f"cannot connect to {address!r}: {exc}"
             raise ConfigurationError(msg) from exc
+        self._forgotten = _when_forgotten(self, self._socket, self._context)
 
     def receive(self, *, timeout_s: float | None = None) -> list[Frame] | None:
         """Return the frames of a message, or None after the timeout.
@@ -153,8 +159,32 @@ class ZmqDealer:
         Args:
             abandon: Whether to drop what is still to be sent.
         """
+        self._forgotten.detach()
         self._socket.close(linger=0 if abandon else None)
         self._context.term()
+
+
+def _when_forgotten(
+    owner: object,
+    zmq_socket: zmq.SyncSocket,
+    context: zmq.Context[zmq.SyncSocket],
+    *pair: socket.socket,
+) -> "weakref.finalize[[], object]":
+    """Close the sockets of an owner that is collected as garbage.
+
+    PyZMQ 27.3 would wait for ever there: a context that is collected before its own
+    socket waits for it to be closed.
+    """
+
+    def close() -> None:
+        zmq_socket.close(linger=0)
+        context.term()
+        for end in pair:
+            end.close()
+
+    finalizer = weakref.finalize(owner, close)
+    finalizer.atexit = False
+    return finalizer
 
 
 def _milliseconds(seconds: float | None) -> int | None:

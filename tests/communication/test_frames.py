@@ -1,7 +1,8 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -10,11 +11,12 @@ import safetensors
 import safetensors.numpy
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import from_bits, states, to_bits
 
 from flare_core import DTYPES, ModelState, ProtocolError
 from flare_core.communication import Frame, digest, pack, unpack
+from strategies import from_bits, states, to_bits
 
+_deserialize: Callable[[bytes], Any] = safetensors.deserialize
 _KNOWN_TO_NUMPY = tuple(code for code in DTYPES if DTYPES[code].isbuiltin == 1)
 
 
@@ -64,7 +66,7 @@ def test_every_bit_pattern_of_every_type_survives_the_wire(code: str) -> None:
 def test_joined_frames_are_a_safetensors_file(state: ModelState) -> None:
     file = b"".join(pack(state))
 
-    found = dict(safetensors.deserialize(file))
+    found = dict(_deserialize(file))
 
     assert set(found) == set(state)
     for spec, body in zip(state.layout.tensors, pack(state)[1:], strict=True):
@@ -99,9 +101,9 @@ def test_we_read_the_file_that_safetensors_wrote(state: ModelState) -> None:
 
 
 def test_a_tensor_starts_where_its_elements_are_aligned() -> None:
-    tensors = {"b": np.zeros(3, np.uint8), "a": np.zeros(3), "c": np.zeros(1, "f4")}
+    state = ModelState({"b": np.zeros(3, "u1"), "a": [0.0] * 3, "c": np.float32(0)})
 
-    frames = pack(ModelState(tensors))
+    frames = pack(state)
 
     assert [len(frame) % 8 for frame in frames[:2]] == [0, 0]
     assert [len(frame) for frame in frames[1:]] == [24, 4, 3]
@@ -116,8 +118,11 @@ def test_frames_are_views_of_the_arrays() -> None:
     assert bytes(body) == array.tobytes()
 
 
-def test_what_arrives_cannot_be_written_to() -> None:
-    arrived = _through_the_wire(ModelState({"w": np.zeros(4, np.float32)}))
+@pytest.mark.parametrize("code", ["F32", "F4"])
+def test_what_arrives_cannot_be_written_to(code: str) -> None:
+    frames = pack(ModelState({"w": np.zeros(4, DTYPES[code])}))
+
+    arrived = unpack([memoryview(bytearray(frame)) for frame in frames])
 
     assert not arrived["w"].flags.writeable
 
@@ -129,9 +134,8 @@ def test_a_packed_tensor_that_does_not_fill_whole_bytes_is_named() -> None:
         pack(state)
 
 
-@given(states())
-def test_the_digest_is_that_of_the_joined_file(state: ModelState) -> None:
-    frames = pack(state)
+def test_the_digest_is_that_of_the_joined_file() -> None:
+    frames = pack(ModelState({"w": np.arange(6.0), "n": np.asarray(3)}))
 
     assert digest(frames) == hashlib.sha256(b"".join(frames)).hexdigest()
 

@@ -2,7 +2,6 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import states
 
 from flare_core import Layout, ModelState, Plan, ProtocolError, Refusal
 from flare_core._plan import Schedule, Selection, StrategySettings
@@ -27,6 +26,7 @@ from flare_core.communication import (
     decode_to_site,
     encode,
 )
+from strategies import states
 
 _COUNTS = st.integers(1, 2**32)
 _METRICS = st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3)
@@ -43,7 +43,9 @@ def _plans(draw: st.DrawFn) -> Plan:
         rounds=draw(_COUNTS),
         schedule=Schedule(**draw(st.sampled_from([{}, lengths]))),
         strategy=StrategySettings(mu=draw(st.floats(0, 1))),
-        selection=Selection(sites=sites, quorum=draw(st.none() | st.integers(1, sites))),
+        selection=Selection(
+            sites=sites, quorum=draw(st.none() | st.integers(1, sites))
+        ),
         select=draw(st.none() | _TEXT | st.lists(_TEXT, max_size=3)),
         optimizer_state=draw(st.sampled_from([None, "keep", "reset"])),
     )

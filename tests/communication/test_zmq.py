@@ -1,4 +1,6 @@
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -116,3 +118,24 @@ def test_abandoning_waits_for_nobody() -> None:
         closing.join(1.5)
 
         assert not closing.is_alive()
+
+
+_FORGETFUL = """
+import gc
+from flare_core.communication import ZmqDealer, ZmqRouter
+
+server = ZmqRouter("tcp://127.0.0.1:0")
+site = ZmqDealer("tcp://127.0.0.1:9")
+site.send([b"to nobody"])
+server.itself, site.itself = server, site  # as in a traceback, or a server's methods
+del server, site
+gc.collect()
+"""
+
+
+def test_sockets_that_nobody_closed_do_not_hang_the_collection_of_garbage() -> None:
+    program = [sys.executable, "-W", "error", "-c", _FORGETFUL]
+
+    ended = subprocess.run(program, timeout=20, capture_output=True, check=False)
+
+    assert (ended.returncode, ended.stderr) == (0, b"")

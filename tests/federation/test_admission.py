@@ -16,9 +16,7 @@ MODEL = ModelState({"fc.weight": np.zeros((2, 3), "f4"), "fc.bias": np.zeros(2, 
 
 
 def _update(weights: ModelState, num_examples: int = 1) -> Update:
-    return Update(
-        site="b", round_number=0, weights=weights, num_examples=num_examples
-    )
+    return Update(site="b", round_number=0, weights=weights, num_examples=num_examples)
 
 
 def _layouts(other: ModelState) -> dict[str, Layout]:

@@ -25,7 +25,8 @@ def _step(w: Array, x: Array, y: Array) -> Array:
 def _federated(num_examples: dict[str, int]) -> Array:
     x, y = _data()
     ends = np.cumsum(list(SIZES.values()))[:-1]
-    shares = dict(zip(SIZES, zip(np.split(x, ends), np.split(y, ends), strict=True)))
+    parts = zip(np.split(x, ends), np.split(y, ends), strict=True)
+    shares = dict(zip(SIZES, parts, strict=True))
     strategy = FedAvg(StrategySettings())
     model = ModelState({"w": np.zeros(4)})
     for number in range(ROUNDS):

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import states
 
 from flare_core import Layout, ModelState, TensorClass, TensorSpec
+from strategies import states
 
 
 @given(states(), st.data())
@@ -92,5 +92,5 @@ def test_a_negative_extent_is_refused() -> None:
     ids=["names", "types", "twice", "twice by two types"],
 )
 def test_a_layout_out_of_order_is_refused(tensors: tuple[TensorSpec, ...]) -> None:
-    with pytest.raises(ValueError, match="layout"):
+    with pytest.raises(ValueError, match="may not follow|once"):
         Layout(tensors)

@@ -1,0 +1,173 @@
+from typing import Any
+
+import msgspec
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flare_core import (
+    ConfigurationError,
+    Plan,
+    Schedule,
+    Selection,
+    StrategySettings,
+)
+from flare_core._plan import plan_from
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("rounds=7", Plan(rounds=7)),
+        (" rounds = 7 ", Plan(rounds=7)),
+        ("strategy.mu=0.1", Plan(rounds=3, strategy=StrategySettings(mu=0.1))),
+        ("strategy.mu=1", Plan(rounds=3, strategy=StrategySettings(mu=1.0))),
+        ("strategy.name=krum", Plan(rounds=3, strategy=StrategySettings(name="krum"))),
+        ("selection.sites=4", Plan(rounds=3, selection=Selection(sites=4))),
+        (
+            "schedule.every_n_steps=5",
+            Plan(rounds=3, schedule=Schedule(every_n_steps=5)),
+        ),
+        ("select=trainable", Plan(rounds=3, select="trainable")),
+        ('select=["a.*", "b"]', Plan(rounds=3, select=["a.*", "b"])),
+        ("select=layer=1", Plan(rounds=3, select="layer=1")),
+        ("optimizer_state=reset", Plan(rounds=3, optimizer_state="reset")),
+    ],
+)
+def test_one_setting_can_be_changed(assignment: str, expected: Plan) -> None:
+    assert Plan(rounds=3).with_setting(assignment) == expected
+
+
+def test_a_change_leaves_the_rest_and_the_plan_it_came_from() -> None:
+    plan = Plan(rounds=3, selection=Selection(sites=4, quorum=2), select=["x"])
+
+    changed = plan.with_setting("strategy.mu=0.5")
+
+    assert changed.selection == plan.selection
+    assert changed.select == ["x"]
+    assert plan.strategy.mu == 0
+
+
+@pytest.mark.parametrize(
+    ("assignment", "what"),
+    [
+        ("rounds", "expected key=value"),
+        ("nodes=3", "unknown field `nodes`"),
+        ("strategy.nu=1", "unknown field `nu` - at `$.strategy`"),
+        ("strategies.mu=1", "no table 'strategies'"),
+        ("rounds.x=1", "no table 'rounds'"),
+        ("strategy.mu.x=1", "no table 'mu'"),
+        ("=1", "unknown field ``"),
+        ("rounds=many", "Expected `int`, got `str` - at `$.rounds`"),
+        ("rounds=1.5", "Expected `int`, got `float`"),
+        ("rounds=0", "`int` >= 1 - at `$.rounds`"),
+        ("rounds=", "Expected `int`"),
+        ("strategy.mu=-1", ">= 0.0 - at `$.strategy.mu`"),
+        ("strategy=fedavg", "Expected `object`, got `str` - at `$.strategy`"),
+        ("optimizer_state=drop", "Invalid enum value 'drop'"),
+        ("select=3", "at `$.select`"),
+        ("selection.quorum=2", "quorum = 2 can never be met by sites = 1"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named(assignment: str, what: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Plan(rounds=3).with_setting(assignment)
+
+    assert str(error.value).startswith(f"--set {assignment}: ")
+    assert what in str(error.value)
+
+
+def test_rounds_are_cut_by_epochs_or_steps_and_not_both() -> None:
+    with pytest.raises(ValueError, match="not both"):
+        Schedule(every_n_epochs=1, every_n_steps=1)
+    with pytest.raises(ConfigurationError, match="not both"):
+        plan_from(
+            {"rounds": 1, "schedule": {"every_n_epochs": 1, "every_n_steps": 1}},
+            source="plan.toml",
+        )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "length", "unit", "words"),
+    [
+        (Schedule(every_n_epochs=2), 2, "epochs", "every_n_epochs = 2"),
+        (Schedule(every_n_steps=50), 50, "steps", "every_n_steps = 50"),
+    ],
+)
+def test_a_schedule_has_a_length(
+    schedule: Schedule, length: int, unit: str, words: str
+) -> None:
+    assert schedule.given
+    assert (schedule.length, schedule.unit, str(schedule)) == (length, unit, words)
+
+
+def test_a_schedule_that_says_nothing_has_none() -> None:
+    schedule = Schedule()
+
+    assert not schedule.given
+    assert str(schedule) == "rounds of the script's own"
+    with pytest.raises(ValueError, match="has no length"):
+        _ = schedule.length
+
+
+def test_a_quorum_cannot_exceed_the_sites() -> None:
+    with pytest.raises(ValueError, match="quorum = 3 can never be met by sites = 2"):
+        Selection(sites=2, quorum=3)
+
+
+@pytest.mark.parametrize(("quorum", "least"), [(None, 4), (1, 1), (4, 4)])
+def test_without_a_quorum_all_sites_are_needed(quorum: int | None, least: int) -> None:
+    assert Selection(sites=4, quorum=quorum).least == least
+
+
+@pytest.mark.parametrize(
+    ("tree", "what"),
+    [
+        ({}, "missing required field `rounds`"),
+        ({"rounds": 1, "round": 2}, "unknown field `round`"),
+        ({"rounds": 1, "schedule": {"every_n_batches": 2}}, "`every_n_batches`"),
+        ([], "Expected `object`"),
+    ],
+)
+def test_a_plan_that_is_none_is_named_by_its_source(tree: object, what: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        plan_from(tree, source="plan.toml")
+
+    assert str(error.value).startswith("plan.toml: ")
+    assert what in str(error.value)
+
+
+_COUNT = st.integers(1, 10**6)
+
+
+@st.composite
+def _plans(draw: st.DrawFn) -> Plan:
+    sites = draw(_COUNT)
+    unit = draw(st.sampled_from(["every_n_epochs", "every_n_steps"]))
+    schedule = {unit: draw(_COUNT)} if draw(st.booleans()) else {}
+    return Plan(
+        rounds=draw(_COUNT),
+        schedule=Schedule(**schedule),
+        strategy=StrategySettings(mu=draw(st.floats(0, 10))),
+        selection=Selection(
+            sites=sites, quorum=draw(st.none() | st.integers(1, sites))
+        ),
+        select=draw(st.none() | st.text() | st.lists(st.text(), max_size=3)),
+        optimizer_state=draw(st.sampled_from([None, "keep", "reset"])),
+    )
+
+
+def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value is not None
+    }
+
+
+@given(_plans())
+def test_a_plan_survives_its_file(plan: Plan) -> None:
+    file = tomli_w.dumps(_without_none(msgspec.to_builtins(plan)))
+
+    assert plan_from(msgspec.toml.decode(file), source="plan.toml") == plan

@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import pytest
+
+import flare_core as flare
+from flare_core import ConfigurationError, Site
+
+
+def _file(folder: Path, content: str) -> Path:
+    path = folder / "site.toml"
+    path.write_text(content)
+    return path
+
+
+def test_a_site_file_says_who_and_where(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path,
+        'name = "hospital-a"\nserver = "tcp://10.0.0.1:5555"\n'
+        "index = 2\ncount = 4\npatience_s = 5\n",
+    )
+
+    site = flare.site(path)
+
+    assert site == Site(
+        name="hospital-a",
+        server="tcp://10.0.0.1:5555",
+        index=2,
+        count=4,
+        patience_s=5.0,
+        folder=str(tmp_path),
+    )
+    assert site.federated
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"), [("", "."), ("record", "record"), ("/var/x", "/var/x")]
+)
+def test_the_record_s_folder_is_relative_to_the_file(
+    folder: str, expected: str, tmp_path: Path
+) -> None:
+    path = _file(tmp_path, f'name = "a"\nfolder = "{folder}"\n')
+
+    assert Path(flare.site(path).folder) == tmp_path / expected
+
+
+def test_the_environment_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLARE_SITE", str(_file(tmp_path, 'name = "b"\n')))
+
+    assert flare.site().name == "b"
+
+
+def test_a_file_given_by_hand_goes_before_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLARE_SITE", "off")
+
+    assert flare.site(_file(tmp_path, 'name = "c"\n')).name == "c"
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_off_is_a_single_site_without_a_server(
+    by_hand: bool,  # noqa: FBT001 - pytest's
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLARE_SITE", "nowhere" if by_hand else "off")
+
+    site = flare.site("off" if by_hand else None)
+
+    assert not site.federated
+    assert (site.index, site.count) == (0, 1)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_federation_it_says_how_to_get_one(
+    value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if value is not None:
+        monkeypatch.setenv("FLARE_SITE", value)
+
+    with pytest.raises(ConfigurationError, match=r"flare simulate .* `off`"):
+        flare.site()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"gone\.toml: No such file"):
+        flare.site(tmp_path / "gone.toml")
+
+
+def test_a_folder_is_no_site_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="Is a directory"):
+        flare.site(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("", "missing required field `name`"),
+        ('name = "a"\nservr = "x"\n', "unknown field `servr`"),
+        ('name = "a"\ncount = 0\n', r"\$\.count"),
+        ('name = "a"\nindex = -1\n', r"\$\.index"),
+        ('name = "a"\npatience_s = 0\n', r"\$\.patience_s"),
+        ("name = 3\n", r"\$\.name"),
+        ("name = \n", "site.toml"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named_with_what_does_not(
+    content: str, what: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"site.toml: .*{what}|{what}"):
+        flare.site(_file(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../a", "a/b", ".hidden", "a b", "a" * 65, r"a\n", "é"]
+)
+def test_a_name_that_could_be_no_file_s_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"\$\.name"):
+        flare.site(_file(tmp_path, f'name = "{name}"\n'))
+
+
+@pytest.mark.parametrize("name", ["a", "hospital-a.west_2", "7", "a" * 64])
+def test_a_plain_name_is_taken(name: str, tmp_path: Path) -> None:
+    assert flare.site(_file(tmp_path, f'name = "{name}"\n')).name == name
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_bytes(b'name = "\xff"')
+
+    with pytest.raises(ConfigurationError, match=r"site\.toml: .*utf-8"):
+        flare.site(path)
