@@ -93,9 +93,9 @@ class FLHandler:
         """Take part in every run of the engine.
 
         The run itself is wrapped, for two things that no event gives: to be the last
-        handler of STARTED, after all that load checkpoints; and to see the error or
-        the end of a run whatever other handlers do (EXCEPTION_RAISED reaches the
-        first handler only, and swallows the error if that one returns).
+        handler of STARTED, after all that load checkpoints; and to learn how a run
+        ends, whatever other handlers do (EXCEPTION_RAISED reaches no handler behind
+        one that raises, and an error that none of them raises is swallowed).
         """
         if not self._federated:
             return
@@ -111,14 +111,14 @@ class FLHandler:
         @wraps(run)
         def taking_part(*args: Any, **kwargs: Any) -> Any:
             self._interrupted = False
+            session = self._session = self._session or LocalSession(self._options)
             try:
                 with engine.add_event_handler(Events.STARTED, self._started):
                     state = run(*args, **kwargs)
                 if not self._interrupted:
-                    self._leave(engine)
+                    self._leave(engine, session)
             except BaseException as exc:
-                if self._session is not None:
-                    self._session.fail(exc)
+                session.fail(exc)
                 self._forget()
                 raise
             return state
@@ -126,8 +126,10 @@ class FLHandler:
         return taking_part
 
     def _started(self, engine: Engine) -> None:
-        """Get the plan, set the length of the run to it, join and load."""
-        session = self._session = LocalSession(self._options)
+        """Set the length of the run to the plan's, join and load."""
+        session = self._session
+        if session is None:
+            return
         self._network = network_of(engine, self._network)
         self._optimizers = optimizers_of(engine, self._optimizer)
         horizon = horizon_of(engine)
@@ -198,14 +200,13 @@ class FLHandler:
         del engine
         self._interrupted = True
 
-    def _leave(self, engine: Engine) -> None:
+    def _leave(self, engine: Engine, session: LocalSession) -> None:
         """Leave; if the run is not over, say so."""
-        if self._session is not None:
-            if self._session.final:
-                self._validate_if_owed(engine)
-            stopped = engine.should_terminate
-            why = "was stopped (EarlyStopping, TimeLimit, …)" if stopped else "ended"
-            self._session.leave(f"its run {why}")
+        if session.final:
+            self._validate_if_owed(engine)
+        stopped = engine.should_terminate
+        why = "was stopped (EarlyStopping, TimeLimit, …)" if stopped else "ended"
+        session.leave(f"its run {why}")
         self._forget()
 
     def _forget(self) -> None:

@@ -1,0 +1,27 @@
+"""Fixtures for tests of adapters."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flare_core import Plan, Selection
+from flare_core.application import Observer
+from support import RunningServer, RunServer, SiteFile
+
+
+@pytest.fixture
+def pair(
+    run_server: RunServer, site_file: SiteFile
+) -> Callable[..., tuple[RunningServer, list[Path]]]:
+    """Start a server for the sites a and b."""
+
+    def start(
+        plan: Plan | None = None, observer: Observer = lambda _: None
+    ) -> tuple[RunningServer, list[Path]]:
+        plan = plan or Plan(rounds=2, selection=Selection(sites=2))
+        server = run_server(plan, observer=observer)
+        files = [site_file(n, server.endpoint, i, 2) for i, n in enumerate("ab")]
+        return server, files
+
+    return start

@@ -1,0 +1,642 @@
+"""The handler on bare Ignite engines against the plain script."""
+
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from adapters.ignite_runs import (
+    RATE,
+    assert_equal,
+    engine,
+    evaluator,
+    furthest,
+    linear,
+    loss_on,
+    manifest,
+    models,
+    net,
+    play,
+    records,
+    rows,
+    sgd,
+    together,
+    whole,
+)
+from flare_adapters.monai import FLHandler
+from flare_core import Plan, Schedule, Selection, StrategySettings
+from flare_core.application import SiteJoined
+from support import RunServer, SiteFile
+
+
+@pytest.mark.parametrize(
+    "schedule", [Schedule(every_n_epochs=2), Schedule(every_n_steps=6)]
+)
+def test_one_site_is_the_plain_script_bit_for_bit(
+    schedule: Schedule, run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=3, schedule=schedule))
+    file = site_file("a", server.endpoint)
+
+    def train(file: Path | None, epochs: int) -> dict[str, Any]:
+        network = net()
+        torch.manual_seed(3)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 18)
+        validation = evaluator(network)
+        trace: list[Any] = []
+        shuffled = DataLoader(rows(1), batch_size=5, shuffle=True)  # draws numbers
+
+        def prepare(trainer: Engine) -> None:
+            @trainer.on(Events.EPOCH_COMPLETED)
+            def validate(_: Engine) -> None:
+                validation.run(shuffled)
+                trace.append(dict(validation.state.metrics))
+
+            @trainer.on(Events.ITERATION_COMPLETED)
+            def schedule(trainer: Engine) -> None:
+                if trainer.state.iteration % 2 == 0:
+                    cosine.step()
+                trace.append(cosine.get_last_lr())
+                trace.append((random.random(), np.random.rand()))  # noqa: NPY002, S311
+
+        random.seed(3)
+        np.random.seed(3)  # noqa: NPY002 - what scripts do
+        trainer = play(
+            network,
+            DataLoader(rows(), batch_size=4, shuffle=True),
+            file,
+            epochs=epochs,
+            optimizer=optimizer,
+            prepare=prepare,
+            accumulate=2,
+            **({"evaluator": validation} if file else {}),
+        )
+        state = trainer.state
+        return {
+            "weights": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "trace": trace,
+            "counters": [state.iteration, state.epoch, state.max_epochs],
+            "modes": [module.training for module in network.modules()],
+            "generator": torch.get_rng_state(),
+        }
+
+    plain = train(None, epochs=6)
+    found = train(file, epochs=1)
+
+    assert server.result().rounds == 3
+    assert len(plain["trace"]) == 6 + 2 * 36
+    assert_equal(found, plain)
+
+
+def test_two_sites_are_centralised_gradient_descent(pair: Any) -> None:
+    server, files = pair(Plan(rounds=3, selection=Selection(sites=2)))
+    parts = [rows(0, 24), rows(1, 40)]
+
+    raised = together(
+        *(lambda i=i: play(linear(i), whole(parts[i]), files[i]) for i in range(2))
+    )
+
+    assert raised == [None, None]
+    central = linear(0)
+    optimizer = sgd(central)
+    batch = [torch.cat(both) for both in zip(*(p.tensors for p in parts), strict=True)]
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss_on(central, batch).backward()
+        optimizer.step()
+    assert furthest(models(server)[-1], central) <= 1e-6
+    assert records(server)[0].num_examples == 64
+
+
+@pytest.mark.parametrize("order", ["handler first", "handler last"])
+def test_validation_sees_the_global_model_whatever_the_order(
+    order: str, pair: Any
+) -> None:
+    server, files = pair()
+    network, sums = linear(0), []
+
+    def note(_: Engine) -> None:
+        sums.append(float(network.weight.detach().sum()))
+
+    optimizer = sgd(network)
+    trainer = engine(network, optimizer)
+    handler = FLHandler(files[0], network=network, optimizer=optimizer)
+    if order == "handler first":
+        handler.attach(trainer)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, note)
+    if order == "handler last":
+        handler.attach(trainer)
+    together(
+        lambda: trainer.run(whole(rows(0))),
+        lambda: play(linear(1), whole(rows(1)), files[1]),
+    )
+
+    assert sums == [float(one["weight"].sum()) for one in models(server)[1:]]
+
+
+@pytest.mark.parametrize("order", ["handler first", "handler last"])
+def test_weights_loaded_when_the_run_starts_are_those_proposed(
+    order: str, run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=1))
+    network = linear(0)
+    optimizer = sgd(network)
+    file = site_file("a", server.endpoint)
+    handler = FLHandler(file, network=network, optimizer=optimizer)
+    trainer = engine(network, optimizer)
+
+    def load(_: Engine) -> None:
+        network.load_state_dict(linear(7).state_dict())
+
+    if order == "handler first":
+        handler.attach(trainer)
+    trainer.add_event_handler(Events.STARTED, load)
+    if order == "handler last":
+        handler.attach(trainer)
+    trainer.run(whole(rows()))
+
+    assert models(server)[0]["bias"].tolist() == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("every", "own", "seen"),
+    [
+        # 4 batches an epoch: the script's own validations happen at 4, 8, 12
+        ({"every_n_steps": 2}, True, [0, 2, 4, 6]),  # 6 is within an epoch
+        ({"every_n_steps": 3}, True, [0, 3, 4, 6, 8, 9]),
+        ({"every_n_steps": 4}, True, [0, 4, 8, 12]),
+        ({"every_n_steps": 5}, True, [0, 4, 5, 8, 10, 12, 15]),
+        ({"every_n_steps": 3}, False, [0, 3, 6, 9]),
+        ({"every_n_epochs": 1}, True, [4, 8, 12]),  # as often as the script says
+        ({"every_n_epochs": 1}, False, []),
+    ],
+)
+def test_rounds_of_steps_get_the_validations_that_the_script_does_not_do(
+    every: dict[str, Any],
+    own: bool,  # noqa: FBT001 - a parameter of the test
+    seen: list[int],
+    run_server: RunServer,
+    site_file: SiteFile,
+) -> None:
+    server = run_server(Plan(rounds=3))
+    file = site_file("a", server.endpoint)
+    network, validation, at = linear(), evaluator(linear()), []
+    validation.run(whole(rows(1)))  # so that it knows its data
+
+    def prepare(trainer: Engine) -> None:
+        validation.add_event_handler(
+            Events.COMPLETED, lambda _: at.append(num_steps[0])
+        )
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, count)
+        if own:
+            trainer.add_event_handler(
+                Events.EPOCH_COMPLETED, lambda: validation.run(whole(rows(1)))
+            )
+
+    num_steps = [0]
+
+    def count(_: Engine) -> None:
+        num_steps[0] += 1
+
+    loader = DataLoader(rows(), batch_size=6)
+    play(network, loader, file, prepare=prepare, evaluator=validation, **every)
+
+    assert at == seen
+    boundaries = [0, *(n * _length(every) for n in (1, 2, 3))]
+    metrics = [one.global_metrics for one in records(server)]
+    reported = [*metrics, server.result().metrics]
+    assert [bool(one) for one in reported] == [at in seen for at in boundaries]
+    assert all(one.keys() <= {"error"} for one in reported)
+
+
+def _length(every: dict[str, int]) -> int:
+    return every.get("every_n_steps") or 4 * every["every_n_epochs"]
+
+
+def test_global_metrics_are_of_the_model_that_a_round_starts_from(pair: Any) -> None:
+    plan = Plan(
+        rounds=2, schedule=Schedule(every_n_steps=2), selection=Selection(sites=2)
+    )
+    server, files = pair(plan)
+
+    def site(index: int) -> None:
+        network = linear(index)
+        validation = evaluator(network)
+        validation.run(whole(rows(9)))
+        loader = DataLoader(rows(index), batch_size=8)
+        play(network, loader, files[index], evaluator=validation)
+
+    assert together(lambda: site(0), lambda: site(1)) == [None, None]
+
+    expected = []
+    for model in models(server):
+        network = linear()
+        weights = {name: torch.from_numpy(model[name].copy()) for name in model}
+        network.load_state_dict(weights)
+        expected.append(float(loss_on(network, rows(9).tensors).detach()))
+    for name in "ab":
+        found = [one.sites[name].global_metrics["error"] for one in records(server)]
+        assert [*found, server.result().sites[name]["error"]] == expected
+
+
+def test_the_mean_training_loss_of_a_round_is_reported(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=2))
+    losses: list[float] = []
+
+    def prepare(trainer: Engine) -> None:
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED,
+            lambda engine: losses.append(float(engine.state.output["loss"])),
+        )
+
+    file = site_file("a", server.endpoint)
+    play(linear(), DataLoader(rows(), batch_size=11), file, prepare=prepare)
+
+    found = [one.metrics["loss"] for one in records(server)]
+    assert found == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+
+
+@pytest.mark.parametrize(
+    ("every", "accumulate", "examples"),
+    [
+        ({"every_n_steps": 2}, 1, [8, 8, 6]),
+        ({"every_n_steps": 2}, 2, [16, 14, 14]),  # 6 batches of 4, the last of 2
+        ({"every_n_epochs": 1}, 2, [22, 22, 22]),
+    ],
+)
+def test_rounds_count_true_optimizer_steps(
+    every: dict[str, Any],
+    accumulate: int,
+    examples: list[int],
+    run_server: RunServer,
+    site_file: SiteFile,
+) -> None:
+    server = run_server(Plan(rounds=3))
+    file = site_file("a", server.endpoint)
+
+    play(
+        linear(), DataLoader(rows(), batch_size=4), file, accumulate=accumulate, **every
+    )
+
+    assert [one.num_examples for one in records(server)] == examples
+
+
+class Endless(IterableDataset[Any]):
+    """Rows without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(rows())
+
+
+@pytest.mark.parametrize(
+    ("every", "examples"),
+    [
+        ({"every_n_epochs": 1}, [22, 22]),
+        ({"every_n_epochs": 2}, [44, 44]),
+        ({"every_n_steps": 8}, [30, 30]),
+    ],
+)
+def test_an_epoch_of_unknown_length_ends_a_round_too(
+    every: dict[str, Any],
+    examples: list[int],
+    run_server: RunServer,
+    site_file: SiteFile,
+) -> None:
+    server = run_server(Plan(rounds=2))
+    file = site_file("a", server.endpoint)
+
+    play(linear(), DataLoader(Endless(), batch_size=4), file, **every)
+
+    assert [one.num_examples for one in records(server)] == examples
+
+
+def test_a_final_model_that_came_late_in_its_epoch_is_validated_too(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=1))
+    file = site_file("a", server.endpoint)
+    network = linear()
+    validation = evaluator(network)
+
+    def prepare(trainer: Engine) -> None:
+        trainer.add_event_handler(
+            Events.EPOCH_COMPLETED, lambda: validation.run(whole(rows(1)))
+        )
+
+    loader = DataLoader(Endless(), batch_size=4)
+    play(network, loader, file, prepare=prepare, evaluator=validation)
+
+    assert server.result().metrics == {
+        "error": float(loss_on(network, rows(1).tensors).detach())
+    }
+
+
+def test_an_epoch_cut_short_ends_its_round_and_the_next_begins_anew(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=3))
+    file = site_file("a", server.endpoint)
+
+    def prepare(trainer: Engine) -> None:
+        @trainer.on(Events.ITERATION_COMPLETED(once=2))
+        def cut(engine: Engine) -> None:
+            engine.terminate_epoch()
+
+    trainer = play(linear(), DataLoader(rows(), batch_size=4), file, prepare=prepare)
+
+    assert [one.num_examples for one in records(server)] == [8, 22, 22]
+    assert (trainer.state.epoch, trainer.state.iteration) == (3, 14)
+
+
+def test_the_plan_sets_the_length_and_the_log_says_so(
+    run_server: RunServer, site_file: SiteFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = run_server(Plan(rounds=2, schedule=Schedule(every_n_epochs=3)))
+    network = linear()
+    optimizer = sgd(network)
+    trainer = engine(network, optimizer)
+    file = site_file("a", server.endpoint)
+    FLHandler(file, network=network, optimizer=optimizer).attach(trainer)
+
+    with caplog.at_level(logging.WARNING, logger="flare_adapters"):
+        trainer.run(whole(rows()), max_iters=10)
+
+    assert (trainer.state.epoch, trainer.state.max_epochs) == (6, 6)
+    assert "6 epochs instead of max_iters=10; LR schedules that were" in caplog.text
+    joined = next(one for one in server.events if isinstance(one, SiteJoined))
+    assert joined.horizon == "max_iters=10"
+
+
+def test_a_run_of_the_planned_length_says_nothing(
+    run_server: RunServer, site_file: SiteFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = run_server(Plan(rounds=2))
+
+    play(linear(), whole(rows()), site_file("a", server.endpoint), epochs=2)
+
+    assert "length" not in caplog.text
+
+
+def test_only_trainable_tensors_leave_a_frozen_backbone(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=2))
+    file = site_file("a", server.endpoint)
+    base = nn.Linear(4, 256).requires_grad_(requires_grad=False)
+    network = nn.Sequential(base, nn.Linear(256, 256), nn.Linear(256, 1))
+
+    play(network, whole(rows()), file, optimizer=sgd(network, 0.001))
+
+    assert {one.name for one in manifest(file)} == {
+        "1.weight",
+        "1.bias",
+        "2.weight",
+        "2.bias",
+    }
+    trained = sum(4 * one.numel() for one in network.parameters() if one.requires_grad)
+    for record in records(server):
+        assert trained <= record.bytes_up <= 1.02 * trained
+        assert trained <= record.bytes_down <= 1.02 * trained
+    joined = next(one for one in server.events if isinstance(one, SiteJoined))
+    assert {one.name for one in joined.stays} == {"0.weight", "0.bias"}
+
+
+def gan(
+    file: Path, index: int, *, backward_first: bool = False, **options: Any
+) -> nn.ModuleDict:
+    """Train a generator and a discriminator on their two optimizers."""
+    parts = nn.ModuleDict({"G": linear(index), "D": linear(index + 1)})
+    optimizers = [sgd(parts["G"]), sgd(parts["D"], 0.01)]
+
+    def step(_: Engine, batch: Any) -> dict[str, float]:
+        losses = [loss_on(parts[name], batch) for name in "GD"]
+        if backward_first:
+            for loss in losses:
+                loss.backward()
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            if not backward_first:
+                loss.backward()
+            optimizer.step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        return {"g_loss": float(losses[0].detach())}
+
+    trainer = Engine(step)
+    handler = FLHandler(file, network=parts, optimizer=optimizers, **options)
+    handler.attach(trainer)
+    trainer.run(DataLoader(rows(index), batch_size=8))
+    return parts
+
+
+def test_a_gan_travels_as_a_dictionary_of_its_parts(pair: Any) -> None:
+    server, files = pair()
+    found: list[nn.ModuleDict] = []
+
+    raised = together(*(lambda i=i: found.append(gan(files[i], i)) for i in range(2)))
+
+    assert raised == [None, None]
+    assert models(server)[-1].keys() == {"G.weight", "G.bias", "D.weight", "D.bias"}
+    assert [furthest(models(server)[-1], one) for one in found] == [0.0, 0.0]
+
+
+def test_each_optimizer_of_a_gan_counts_its_steps(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=2))
+
+    gan(site_file("a", server.endpoint), 0, every_n_steps=4)
+
+    assert [one.num_examples for one in records(server)] == [16, 14]
+
+
+def by_hand(mu: float, network: nn.Module, rate: float, batches: Any) -> None:
+    """Take FedProx's steps of one round."""
+    anchors = [one.detach().clone() for one in network.parameters()]
+    for batch in batches:
+        network.zero_grad()
+        loss_on(network, batch).backward()
+        for one, anchor in zip(network.parameters(), anchors, strict=True):
+            assert one.grad is not None
+            one.data -= rate * (one.grad + mu * (one.detach() - anchor))
+
+
+def test_fedprox_pulls_each_step_towards_the_global_model(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    def weights(strategy: StrategySettings) -> Tensor:
+        server = run_server(Plan(rounds=1, strategy=strategy))
+        network = linear()
+        play(
+            network,
+            DataLoader(rows(), batch_size=11),
+            site_file("a", server.endpoint),
+        )
+        return network.weight.detach()
+
+    plain, expected = linear(), linear()
+    play(plain, DataLoader(rows(), batch_size=11), None)
+    by_hand(0.5, expected, RATE, DataLoader(rows(), batch_size=11))
+
+    pulled = weights(StrategySettings(mu=0.5))
+
+    torch.testing.assert_close(pulled, expected.weight.detach())
+    assert not torch.allclose(pulled, plain.weight.detach(), atol=1e-4)
+    assert torch.equal(weights(StrategySettings(mu=0.0)), plain.weight.detach())
+
+
+@pytest.mark.parametrize("backward_first", [False, True])
+def test_fedprox_pulls_each_part_of_a_gan_once_a_step(
+    backward_first: bool,  # noqa: FBT001 - a parameter of the test
+    run_server: RunServer,
+    site_file: SiteFile,
+) -> None:
+    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=0.5)))
+
+    parts = gan(site_file("a", server.endpoint), 0, backward_first=backward_first)
+
+    for name, value, rate in [("G", 0, RATE), ("D", 1, 0.01)]:
+        expected = linear(value)
+        by_hand(0.5, expected, rate, DataLoader(rows(), batch_size=8))
+        torch.testing.assert_close(parts[name].weight, expected.weight)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_fedprox_is_not_scaled_by_mixed_precision(
+    fused: bool,  # noqa: FBT001 - a parameter of the test
+    run_server: RunServer,
+    site_file: SiteFile,
+) -> None:
+    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=0.5)))
+    network = linear()
+    optimizer = torch.optim.SGD(network.parameters(), lr=RATE, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def step(_: Engine, batch: Any) -> None:
+        optimizer.zero_grad()
+        scaler.scale(loss_on(network, batch)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    trainer = Engine(step)
+    file = site_file("a", server.endpoint)
+    FLHandler(file, network=network, optimizer=optimizer).attach(trainer)
+    trainer.run(DataLoader(rows(), batch_size=11))
+
+    expected = linear()
+    by_hand(0.5, expected, RATE, DataLoader(rows(), batch_size=11))
+    torch.testing.assert_close(network.weight, expected.weight)
+
+
+def test_a_step_that_mixed_precision_skips_does_not_count(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=1))
+    network = linear()
+    optimizer = sgd(network)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+
+    def step(engine: Engine, batch: Any) -> None:
+        optimizer.zero_grad()
+        broken = float("inf") if engine.state.iteration == 2 else 1.0
+        scaler.scale(loss_on(network, batch) * broken).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    trainer = Engine(step)
+    file = site_file("a", server.endpoint)
+    FLHandler(file, network=network, optimizer=optimizer, every_n_steps=3).attach(
+        trainer
+    )
+    trainer.run(DataLoader(rows(), batch_size=4))
+
+    assert trainer.state.iteration == 4
+    assert records(server)[0].num_examples == 16
+
+
+def test_reset_drops_the_optimizers_state_each_round(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=3))
+    network, steps = linear(), []
+    optimizer = torch.optim.Adam(network.parameters())
+
+    def prepare(trainer: Engine) -> None:
+        @trainer.on(Events.ITERATION_STARTED)
+        def note(_: Engine) -> None:
+            state = optimizer.state.values()
+            steps.append(max((int(one["step"]) for one in state), default=0))
+
+    play(
+        network,
+        DataLoader(rows(), batch_size=11),
+        site_file("a", server.endpoint),
+        optimizer=optimizer,
+        prepare=prepare,
+        optimizer_state="reset",
+    )
+
+    assert steps == [0, 1, 0, 1, 0, 1]
+
+
+def test_no_hook_stays_behind(run_server: RunServer, site_file: SiteFile) -> None:
+    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=0.5)))
+    network = linear()
+    optimizer = sgd(network)
+
+    play(network, whole(rows()), site_file("a", server.endpoint), optimizer=optimizer)
+
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_run_that_is_interrupted_goes_on_where_it_was(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=2))
+    network = linear()
+    optimizer = sgd(network)
+    trainer = engine(network, optimizer)
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=8))
+    def interrupt(engine: Engine) -> None:
+        engine.interrupt()
+
+    file = site_file("a", server.endpoint)
+    FLHandler(file, network=network, optimizer=optimizer).attach(trainer)
+    loader = DataLoader(rows(), batch_size=4)
+    trainer.run(loader, max_epochs=1)
+    assert trainer.state.iteration == 8
+    trainer.run(loader)
+
+    assert [one.num_examples for one in records(server)] == [22, 22]
+    assert not server.result().error
+
+
+def test_switched_off_the_handler_does_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLARE_SITE", "off")
+    network, plain = net(), net()
+    trainer = engine(network, sgd(network))
+    run = trainer.run
+
+    FLHandler(evaluator=evaluator(network)).attach(trainer)
+
+    assert trainer.run == run
+    torch.manual_seed(1)
+    trainer.run(whole(rows()))
+    torch.manual_seed(1)
+    play(plain, whole(rows()), None)
+    assert_equal(network.state_dict(), plain.state_dict())
