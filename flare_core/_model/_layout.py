@@ -86,7 +86,7 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
             raise ValueError(msg)
         for before, after in itertools.pairwise(self.tensors):
             if _wire_order(before) > _wire_order(after):
-                msg = f"tensor {after.name!r} may not follow {before.name!r}"
+                msg = f"layout: {after.name!r} may not follow {before.name!r}"
                 raise ValueError(msg)
 
     @property
