@@ -5,6 +5,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from flare_adapters._torch import LocalSession, refuse_under_deepspeed
 from flare_adapters.huggingface._peft import adapters_of
@@ -32,7 +33,7 @@ def refuse_arguments(args: TrainingArguments, session: LocalSession) -> None:
             "parallelism only (DDP, FSDP2)"
         )
         raise UnsupportedError(msg)
-    optim = str(args.optim)
+    optim = OptimizerNames(args.optim).value
     if session.corrects_gradients and ("lomo" in optim or "layerwise" in optim):
         msg = (
             f"strategy.mu = {session.plan.strategy.mu:g} corrects gradients before "

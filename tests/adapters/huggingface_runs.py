@@ -1,5 +1,6 @@
 """Trainings by the Hugging Face Trainer in this process, and what they leave."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from adapters.scripts.huggingface_site import KINDS, arguments, rows
+from flare_adapters._torch import LocalSession, options
+from flare_adapters.huggingface._peft import names_on_wire
 from flare_core.application import RoundPlayed, RoundRecord
 from support import RunningServer
 
@@ -48,6 +51,16 @@ def rates_of(trainer: Trainer) -> list[float]:
     found = trainer.pop_callback(Trace)
     assert isinstance(found, Trace)
     return found.rates
+
+
+def stand_still(file: Path, model: Any, *, every_n_steps: int | None = None) -> None:
+    """Play a round as a site that learns nothing, with no Trainer around."""
+    session = LocalSession(options(file, None, every_n_steps, "auto", "keep"))
+    names = names_on_wire(model)
+    session.join(model, playable=math.inf, horizon="", names=names)
+    session.saw(1)
+    session.exchange()
+    session.leave()
 
 
 def records_of(server: RunningServer) -> list[RoundRecord]:

@@ -1,6 +1,5 @@
 """Every PEFT method: what travels is PEFT's own file, and nothing of the base."""
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,11 +28,9 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 from transformers import Trainer
 
-from adapters.huggingface_runs import records_of
+from adapters.huggingface_runs import records_of, stand_still
 from adapters.scripts.huggingface_site import arguments, llama, rows
-from flare_adapters._torch import LocalSession, options
 from flare_adapters.huggingface import FLCallback
-from flare_adapters.huggingface._peft import names_on_wire
 from flare_core import Plan, Selection, UnsupportedError
 from flare_core.application import ManifestEntry, Published
 from support import RunningServer, RunServer, SiteFile
@@ -149,9 +146,8 @@ def test_all_sites_start_from_one_adapter_whatever_they_call_it(
     method: str, run_server: RunServer, site_file: SiteFile, tmp_path: Path
 ) -> None:
     config = (METHODS | PROMPTS)[method]()
-    prompt = method in PROMPTS  # PEFT has one adapter there, of any name
     giver = adapted(config, seed=1)
-    taker = adapted(config, seed=2, adapter="default" if prompt else "ours")
+    taker = adapted(config, seed=2, adapter="ours")
     assert not torch.equal(logits(taker), logits(giver))
 
     with_a_still_site(run_server, site_file, tmp_path, giver, taker)
@@ -242,16 +238,7 @@ def with_a_still_site(
     """Play a round in which neither site learns, and the first has the word."""
     server = run_server(Plan(rounds=1, selection=Selection(sites=2)))
 
-    def stand_still() -> None:
-        file = site_file("a", server.endpoint)
-        session = LocalSession(options(file, None, None, "auto", "keep"))
-        names = names_on_wire(giver)
-        session.join(giver, playable=math.inf, horizon="", names=names)
-        session.saw(1)
-        session.exchange()
-        session.leave()
-
     with ThreadPoolExecutor(1) as pool:
-        site = pool.submit(stand_still)
+        site = pool.submit(stand_still, site_file("a", server.endpoint), giver)
         train(taker, folder, site_file("b", server.endpoint), learning_rate=0.0)
         site.result()

@@ -71,12 +71,12 @@ class Case(msgspec.Struct, kw_only=True):
         return Path(self.folder) / f"{self.site}.safetensors"
 
 
-def llama(*, seed: int = 0, tied: bool = False, **settings: Any) -> Any:
+def llama(*, seed: int, size: int = 16, tied: bool = False, **settings: Any) -> Any:
     """A Llama of one layer."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=16,
+        hidden_size=size,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -104,12 +104,12 @@ def gpt2(*, seed: int, dropout: float) -> Any:
     return GPT2LMHeadModel(config)
 
 
-def lora(*, seed: int, **settings: Any) -> Any:
+def lora(*, seed: int, base_seed: int = 42, rank: int = 4, **settings: Any) -> Any:
     """The same Llama, frozen, with LoRA weights of the site's own."""
-    base = llama(seed=42)
+    base = llama(seed=base_seed)
     torch.manual_seed(seed)
     config = LoraConfig(
-        r=4,
+        r=rank,
         lora_alpha=8,
         target_modules=["q_proj", "v_proj"],
         task_type="CAUSAL_LM",
