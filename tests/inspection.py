@@ -8,6 +8,13 @@ from pathlib import Path
 from types import ModuleType
 
 _TIMEOUT_S = 100
+_MARK = "loaded:"
+_NOTE = """
+import sys
+def loaded_now():
+    return {name.partition(".")[0] for name in sys.modules}
+"""
+_REPORT = f"print({_MARK!r}, *loaded_now() - before)"
 
 
 def run_fresh(code: str) -> str:
@@ -27,10 +34,15 @@ def run_fresh(code: str) -> str:
     return done.stdout
 
 
-def loaded_by(statement: str) -> set[str]:
-    """Return the top-level modules that a fresh interpreter has after a statement."""
-    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
-    return set(run_fresh(f"{statement}\n{report}").split())
+def loaded_by(statement: str, *, after: str = "") -> set[str]:
+    """Return the top-level modules that a statement loads in a fresh interpreter.
+
+    Args:
+        statement: What loads them.
+        after: A statement before it, whose modules do not count.
+    """
+    said = run_fresh(f"{_NOTE}\n{after}\nbefore = loaded_now()\n{statement}\n{_REPORT}")
+    return set(said.rpartition(_MARK)[2].split())
 
 
 def public_names(package: ModuleType) -> set[str]:
