@@ -155,6 +155,8 @@ def test_the_digest_is_that_of_the_joined_file() -> None:
 @example([_one("F4", "[3]", 2), b"\0" * 2])
 @example([_one("F32", "[1.5]", 4), b"\0" * 4])
 @example([_header('{"w":"\xff"}'), b""])
+@example([_one("F32", "[1]", 8), b"\0" * 4])
+@example([_one("F32", "[2]", 4), b"\0" * 8])
 @example([_header('{"__metadata__":{}}'), b""])
 def test_garbage_is_a_protocol_error(frames: list[bytes]) -> None:
     with pytest.raises(ProtocolError):

@@ -92,5 +92,5 @@ def test_a_negative_extent_is_refused() -> None:
     ids=["names", "types", "twice", "twice by two types"],
 )
 def test_a_layout_out_of_order_is_refused(tensors: tuple[TensorSpec, ...]) -> None:
-    with pytest.raises(ValueError, match="may not follow|once"):
+    with pytest.raises(ValueError, match=r"may not follow|once"):
         Layout(tensors)

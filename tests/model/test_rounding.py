@@ -1,3 +1,4 @@
+import functools
 import warnings
 from fractions import Fraction
 
@@ -12,8 +13,11 @@ from strategies import from_bits
 
 SMALL = [code for code in DTYPES if code[0] == "F" and bits_of(code) <= 8]
 SIXTEEN = ["F16", "BF16"]
+_FIRST = {code: int(code == "F8_E8M0") for code in DTYPES}
+"""The first value to look at: in F8_E8M0 ml_dtypes 0.6 is wrong below 2**-126."""
 
 
+@functools.cache
 def _all_finite_values(code: str) -> Array:
     """Every finite value of a type, ascending, in float64; zero once, as +0."""
     with warnings.catch_warnings():
@@ -63,9 +67,7 @@ def test_every_value_of_a_type_rounds_to_itself(code: str) -> None:
 
 @pytest.mark.parametrize("code", SMALL)
 def test_halfway_and_a_hair_beside_it_round_to_the_right_neighbour(code: str) -> None:
-    values = _all_finite_values(code)
-    if code == "F8_E8M0":
-        values = values[1:]  # ml_dtypes 0.6 is wrong just below 1.5 * 2**-127
+    values = _all_finite_values(code)[_FIRST[code] :]
     halves = (values[:-1] + values[1:]) / 2
     for exact in (halves, np.nextafter(halves, -np.inf), np.nextafter(halves, np.inf)):
         expected = [_nearest_even(code, values, float(x)) for x in exact]
@@ -96,7 +98,7 @@ def test_all_halves_between_sixteen_bit_values_go_to_the_even_one(code: str) -> 
 def test_any_number_goes_to_the_nearest_even_neighbour(
     code: str, data: st.DataObject
 ) -> None:
-    values = _all_finite_values(code)
+    values = _all_finite_values(code)[_FIRST[code] :]
     exact = data.draw(st.floats(float(values[0]), float(values[-1])))
 
     assert _rounded(code, exact) == _nearest_even(code, values, exact)
