@@ -55,6 +55,11 @@ def test_one_site_is_the_plain_script_bit_for_bit(
         trace: list[Any] = []
         shuffled = DataLoader(rows(1), batch_size=5, shuffle=True)  # draws numbers
 
+        validation.add_event_handler(
+            Events.STARTED,
+            lambda: (random.random(), np.random.rand()),  # noqa: NPY002, S311
+        )
+
         def prepare(trainer: Engine) -> None:
             @trainer.on(Events.EPOCH_COMPLETED)
             def validate(_: Engine) -> None:
@@ -221,6 +226,33 @@ def test_rounds_of_steps_get_the_validations_that_the_script_does_not_do(
 
 def _length(every: dict[str, int]) -> int:
     return every.get("every_n_steps") or 4 * every["every_n_epochs"]
+
+
+def test_validation_leaves_each_layer_in_its_mode(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=2, schedule=Schedule(every_n_steps=2)))
+    network = net()
+    optimizer, modes = sgd(network), []
+
+    def step(_: Engine, batch: Any) -> None:
+        modes.append([module.training for module in network])
+        optimizer.zero_grad()
+        loss_on(network, batch).backward()
+        optimizer.step()
+
+    trainer, validation = Engine(step), evaluator(network)
+    validation.run(whole(rows(1)))  # so that it knows its data
+    network.train()
+    network[1].eval()  # its statistics are to stay
+    file = site_file("a", server.endpoint)
+    FLHandler(file, network=network, optimizer=optimizer, evaluator=validation).attach(
+        trainer
+    )
+    trainer.run(DataLoader(rows(), batch_size=8))
+
+    assert modes == [[True, False, True, True, True]] * 4
+    assert all(one.global_metrics for one in records(server))
 
 
 def test_global_metrics_are_of_the_model_that_a_round_starts_from(pair: Any) -> None:
