@@ -49,7 +49,8 @@ class FLCallback(TrainerCallback):
     Args:
         site: The site file; by default the one that ``FLARE_SITE`` names.  With
             ``FLARE_SITE=off`` the callback does nothing at all.
-        every_n_epochs: A round ends after so many epochs; 1 if nothing is said.
+        every_n_epochs: A round ends after so many epochs; 1 if nothing is said.  Data
+            without a length needs rounds of steps.
         every_n_steps: A round ends after so many optimizer steps
             (``state.global_step``).
         select: Which tensors are exchanged: ``"auto"`` (trainable ones where anything
@@ -208,6 +209,7 @@ class FLCallback(TrainerCallback):
         optimizer: Optimizer,
     ) -> None:
         def correct(inner: Optimizer, *_: Any) -> None:
+            # unscaled unless fused, and clipped: the Trainer has no hook before that
             session.adjust_gradients(getattr(inner, "grad_scale", None))
 
         self._tally = Tally(args, model)

@@ -244,31 +244,34 @@ def test_an_epoch_cut_short_is_one(
     assert counts == [70, 28, 70]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "counts"),
+    [
+        (EPOCHS, [70, 28 + 70, 70]),
+        (Schedule(every_n_steps=5), [70, 28 + 3 * 7, 5 * 7]),
+    ],
+)
 def test_a_batch_that_does_not_fit_into_memory_costs_no_round(
-    run_server: RunServer, site_file: SiteFile, tmp_path: Path
+    schedule: Schedule, counts: list[int], run_server: RunServer, site_file: SiteFile
 ) -> None:
-    server = run_server(Plan(rounds=3))
+    server = run_server(Plan(rounds=3, schedule=schedule))
+    file = site_file("a", server.endpoint)
     trainer = untrained(
-        "llama",
-        tmp_path,
-        FLCallback(site_file("a", server.endpoint)),
-        auto_find_batch_size=True,
-        **BATCHES,
+        "llama", file.parent, FLCallback(file), auto_find_batch_size=True, **BATCHES
     )
     passes = 0
 
     def overflow(*_: Any) -> None:
         nonlocal passes
         passes += 1
-        if passes == 8:  # the third step of round 1
+        if passes == 8:  # the third step of round 1; from now on one row a batch
             msg = "CUDA out of memory."
             raise RuntimeError(msg)
 
     trainer.model.register_forward_pre_hook(overflow)
     trainer.train()
 
-    counts = [record.num_examples for record in records_of(server)]
-    assert counts == [70, 28 + 70, 70]
+    assert [record.num_examples for record in records_of(server)] == counts
     assert server.result().rounds == 3
 
 

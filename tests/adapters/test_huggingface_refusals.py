@@ -27,6 +27,7 @@ from flare_core import (
     BaseModelError,
     LayoutError,
     Plan,
+    PreflightPassed,
     RunAbortedError,
     Schedule,
     ScheduleError,
@@ -94,9 +95,13 @@ class ScheduleFree(torch.optim.SGD):
     ids=["shape", "rank", "type", "base", "schedule"],
 )
 def test_a_site_that_differs_is_refused(
-    refused: tuple[type[Exception], str], kind: str, other: Any, every: Any, pair: Any
+    refused: tuple[type[Exception], str],
+    kind: str,
+    other: Any,
+    every: Any,
+    two_sites: Any,
 ) -> None:
-    server, first, second = pair
+    server, first, second = two_sites
     error, words = refused
 
     with ThreadPoolExecutor(1) as pool:
@@ -110,7 +115,7 @@ def test_a_site_that_differs_is_refused(
 
 
 @pytest.fixture
-def pair(run_server: RunServer, site_file: SiteFile) -> Any:
+def two_sites(run_server: RunServer, site_file: SiteFile) -> Any:
     """A server that waits for two sites, and their files."""
     server = run_server(Plan(rounds=1, selection=Selection(sites=2)))
     return server, site_file("a", server.endpoint), site_file("b", server.endpoint)
@@ -225,3 +230,16 @@ def test_the_plan_may_cut_the_rounds(
 
     assert trainer.state.global_step == 6
     assert "the plan holds" in caplog.text
+
+
+def test_a_preflight_ends_the_script_before_it_trains(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=2), preflight=True)
+    file = site_file("a", server.endpoint)
+
+    with pytest.raises(PreflightPassed):
+        run("llama", file.parent, FLCallback(file))
+
+    assert server.result().error == ""
+    assert server.result().rounds == 0
