@@ -14,7 +14,7 @@ from transformers import (
     Trainer,
 )
 
-from adapters.huggingface_runs import records_of
+from adapters.huggingface_runs import records_of, run
 from adapters.scripts.huggingface_site import (
     KINDS,
     LENGTH,
@@ -163,6 +163,16 @@ def test_targets_are_counted_whatever_the_trainer_does(
     record = played(llama(seed=0), rows("llama", "b"), **settings)
 
     assert record.num_examples == NUM_TARGETS
+
+
+def test_evaluations_do_not_count(run_server: RunServer, site_file: SiteFile) -> None:
+    server = run_server(Plan(rounds=2))
+    file = site_file("a", server.endpoint)
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}
+
+    run("bert", file.parent, FLCallback(file), **settings)
+
+    assert [record.num_examples for record in records_of(server)] == [10, 10]
 
 
 def test_hidden_labels_are_replaced_by_input_tokens_and_it_says_so_once(
