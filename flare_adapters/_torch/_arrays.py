@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from flare_core import DTYPES
 from torch import Tensor
+
+from flare_core import DTYPES
 
 Array: TypeAlias = npt.NDArray[Any]
 

@@ -4,6 +4,7 @@ import logging
 from os import PathLike
 
 import msgspec
+
 from flare_core import OptimizerState, Plan, Schedule, Select
 
 _log = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
 
-from flare_core import ConfigurationError, Select, TensorClass
 from torch import Tensor, nn
+
+from flare_core import ConfigurationError, Select, TensorClass
 
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|"

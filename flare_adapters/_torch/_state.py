@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from flare_core import ConfigurationError, ModelState, TensorClass, TensorSpec
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from flare_adapters._torch._arrays import code_of, to_array, to_tensor
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import Members
+from flare_core import ConfigurationError, ModelState, TensorClass, TensorSpec
 
 
 def gather(found: Members, chosen: Mapping[str, str], ranks: Ranks) -> ModelState:
