@@ -2,7 +2,7 @@
 
 Types for you what is printed after each `$`: it runs the three examples beside this
 file, each as a federation, then every site alone, then all data in one place.  All
-train for the same steps.  About four minutes on two cores.
+train for the same steps.  About three minutes on two idle cores.
 
     pip install --no-deps -r examples/requirements.txt
     python examples/quickstart.py                   # all three
@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +32,7 @@ class Example:
     sites: int
     rounds: int
     metric: str
-    metric_in_words: str
+    score: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +58,15 @@ EXAMPLES = (
         sites=4,
         rounds=10,
         metric="val_acc",
-        metric_in_words="heart disease, accuracy",
+        score="accuracy",
     ),
     Example(
         script="huggingface_sentiment",
-        framework="Hugging Face, LoRA",
+        framework="Hugging Face",
         sites=4,
         rounds=4,
         metric="eval_accuracy",
-        metric_in_words="sentiment, accuracy",
+        score="accuracy",
     ),
     Example(
         script="monai_brain",
@@ -73,7 +74,7 @@ EXAMPLES = (
         sites=3,
         rounds=10,
         metric="val_mean_dice",
-        metric_in_words="brain tissue, Dice",
+        score="mean Dice",
     ),
 )
 
@@ -98,15 +99,16 @@ def play(example: Example, folder: Path, console: Console) -> Outcome:
 
 def table(outcomes: list[Outcome]) -> Table:
     """Return one row per framework."""
-    shown = Table("framework", "task", title="What federation was worth")
-    for column in ("local-only (mean)", "federated", "centralised", "seconds"):
+    shown = Table("framework", "score", title="What federation was worth")
+    shown.box = SIMPLE_HEAD  # fits into 80 columns
+    for column in ("local-only", "federated", "centralised", "seconds"):
         style = "bold" if column == "federated" else ""
         shown.add_column(column, justify="right", style=style)
     for outcome in outcomes:
         scores = (outcome.local_only, outcome.federated, outcome.centralised)
         shown.add_row(
             outcome.example.framework,
-            outcome.example.metric_in_words,
+            outcome.example.score,
             *(f"{score:.3f}" for score in scores),
             f"{outcome.seconds:.0f}",
         )
@@ -130,6 +132,10 @@ def main() -> None:
     ]
     console.rule()
     console.print(table(outcomes))
+    console.print(
+        "local-only is the mean of the sites' own models; all three are scored"
+    )
+    console.print("on the same test data and trained for the same number of steps")
     console.print(f"models, records and logs: {folder}", soft_wrap=True)
     for outcome in outcomes:
         if not outcome.worth_it:
