@@ -17,7 +17,7 @@ from flare_core.application import (
     SiteRefused,
     Updated,
 )
-from flare_core.management._wording import bytes_text, counted, metrics_text
+from flare_core.management._wording import bytes_text, counted, scores_text
 
 
 @final
@@ -75,7 +75,7 @@ def _lines(event: Event, num_sites: int, rounds: int) -> Iterator[str]:
 def _update(event: Updated) -> str:
     report = event.report
     parts = [
-        metrics_text(report.metrics),
+        scores_text(report),
         counted(report.num_examples, "example"),
         f"{bytes_text(report.bytes_up)} up",
         f"{report.seconds:.1f} s",
@@ -85,7 +85,7 @@ def _update(event: Updated) -> str:
 
 def _round(record: RoundRecord, rounds: int) -> str:
     parts = [
-        metrics_text(record.metrics),
+        scores_text(record),
         counted(record.num_examples, "example"),
         f"{bytes_text(record.bytes_down)} down",
         f"{bytes_text(record.bytes_up)} up",

@@ -30,7 +30,7 @@ from flare_core.application import (
     SiteReport,
     Updated,
 )
-from flare_core.management._wording import bytes_text, metrics_text
+from flare_core.management._wording import bytes_text, scores_text
 
 _STYLES = {
     "starting": "dim",
@@ -66,7 +66,7 @@ class _Row:
         return replace(
             self,
             state="waiting",
-            metrics=metrics_text(report.metrics),
+            metrics=scores_text(report),
             num_examples=report.num_examples,
             bytes_down=self.bytes_down + report.bytes_down,
             bytes_up=self.bytes_up + report.bytes_up,

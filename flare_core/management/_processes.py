@@ -136,6 +136,7 @@ def in_words(code: int) -> str:
 def _environment(site_file: Path, num_threads: int) -> dict[str, str]:
     limits = {name: _limit(name, num_threads) for name in _THREAD_VARIABLES}
     return {
+        "OMP_WAIT_POLICY": "PASSIVE",  # sites share cores: who waits must not spin
         **os.environ,
         **limits,
         SITE_VARIABLE: str(site_file),

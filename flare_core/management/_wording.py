@@ -3,6 +3,7 @@
 from rich.filesize import decimal
 
 from flare_core._model import Metrics
+from flare_core.application import RoundRecord, SiteReport
 
 _MOST_METRICS = 4
 
@@ -13,6 +14,13 @@ def metrics_text(metrics: Metrics) -> str:
     shown = [f"{name} {metrics[name]:.4g}" for name in names[:_MOST_METRICS]]
     more = ["…"] if len(names) > _MOST_METRICS else []
     return "  ".join([*shown, *more])
+
+
+def scores_text(report: SiteReport | RoundRecord) -> str:
+    """Return what was measured: after training, and of the model it started from."""
+    before = metrics_text(report.global_metrics)
+    after = metrics_text(report.metrics)
+    return f"{after} (global model: {before})" if before else after
 
 
 def bytes_text(count: int) -> str:
