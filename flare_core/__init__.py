@@ -1,4 +1,11 @@
-"""A small core for federated learning: models, rounds, a server and its sites."""
+"""A small core for federated learning: models, rounds, a server and its sites.
+
+What talks to a server is loaded when it is first asked for: sockets cost a third of
+the import.
+"""
+
+import importlib as _importlib
+import typing as _typing
 
 from flare_core._errors import (
     BaseModelError,
@@ -35,15 +42,17 @@ from flare_core._plan import (
     StrategySettings,
 )
 from flare_core._site import Site, site
-from flare_core.application import (
-    Client,
-    ClientRound,
-    Link,
-    Proposal,
-    Server,
-    connect,
-    join,
-)
+
+if _typing.TYPE_CHECKING:
+    from flare_core.application import (
+        Client,
+        ClientRound,
+        Link,
+        Proposal,
+        Server,
+        connect,
+        join,
+    )
 
 __all__ = [
     "DTYPES",
@@ -84,3 +93,14 @@ __all__ = [
     "join",
     "site",
 ]
+
+if not _typing.TYPE_CHECKING:  # or a checker would take any name for one of ours
+
+    def __getattr__(name: str) -> _typing.Any:
+        if name not in __all__:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        return getattr(_importlib.import_module("flare_core.application"), name)
+
+    def __dir__() -> list[str]:
+        return __all__

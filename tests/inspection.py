@@ -49,8 +49,9 @@ def public_names(package: ModuleType) -> set[str]:
     """Return the names that a package shows, without its own modules."""
     return {
         name
-        for name, value in vars(package).items()
-        if not name.startswith("_") and not _is_its_module(package, value)
+        for name in {*vars(package), *dir(package)}  # some are loaded when asked for
+        if not name.startswith("_")
+        and not _is_its_module(package, getattr(package, name))
     }
 
 
