@@ -10,6 +10,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -294,7 +295,7 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     found = {
         name: float(value)
         for name, value in metrics.items()
-        if isinstance(value, (int, float))
+        if isinstance(value, Real)
         or (isinstance(value, Tensor) and value.numel() == 1)
     }
     return {name: value for name, value in found.items() if not math.isnan(value)}
