@@ -100,7 +100,9 @@ if not _typing.TYPE_CHECKING:  # or a checker would take any name for one of our
         if name not in __all__:
             msg = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(msg)
-        return getattr(_importlib.import_module("flare_core.application"), name)
+        value = getattr(_importlib.import_module("flare_core.application"), name)
+        globals()[name] = value
+        return value
 
     def __dir__() -> list[str]:
         return __all__

@@ -2,12 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import msgspec
 
 from flare_core._errors import ConfigurationError
 
+SiteName: TypeAlias = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+]
+"""Goes into file names at both ends, so it is short and has no separators."""
 SITE_VARIABLE = "FLARE_SITE"
 """Environment variable that names the site file, or is ``off``."""
 
@@ -32,7 +36,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         link: How the server is spoken to: a name in ``flare_core.links``.
     """
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
+    name: SiteName
     server: str = ""
     index: Annotated[int, msgspec.Meta(ge=0)] = 0
     count: Annotated[int, msgspec.Meta(ge=1)] = 1

@@ -10,7 +10,7 @@ from flare_core._model._dtypes import (
 )
 from flare_core._model._layout import Layout, TensorClass, TensorSpec
 from flare_core._model._state import ModelState
-from flare_core._model._update import GlobalModel, Metrics, Update
+from flare_core._model._update import GlobalModel, Metrics, Update, as_scalars
 
 __all__ = [
     "DTYPES",
@@ -24,6 +24,7 @@ __all__ = [
     "Update",
     "accumulator_dtype",
     "all_finite",
+    "as_scalars",
     "bits_of",
     "rounded_once",
 ]

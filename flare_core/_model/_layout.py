@@ -28,7 +28,8 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         name: The name, unique in its model.
-        dtype: The type's code in safetensors, e.g. ``"BF16"``.
+        dtype: The type's code in safetensors, e.g. ``"BF16"``; of a tensor that never
+            leaves its site, any name.
         shape: The extent of each axis; empty for a scalar.
         kind: The tensor's class.
 
@@ -43,7 +44,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     kind: TensorClass = TensorClass.PARAMETER
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        if self.dtype not in DTYPES and self.kind is not TensorClass.LOCAL:
             msg = f"tensor {self.name!r}: no such type as {self.dtype!r}"
             raise ValueError(msg)
         if any(extent < 0 for extent in self.shape):
@@ -60,8 +61,9 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def num_bytes(self) -> int:
-        """The bytes of its data in a safetensors file."""
-        return self.num_elements * bits_of(self.dtype) // 8
+        """The bytes of its data in a safetensors file; 0 if it has no place there."""
+        bits = bits_of(self.dtype) if self.dtype in DTYPES else 0
+        return self.num_elements * bits // 8
 
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}"
@@ -75,7 +77,8 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
             aligned in a safetensors file and no site's own order matters.
 
     Raises:
-        ValueError: If they come in another order, or a name comes twice.
+        ValueError: If they come in another order, a name comes twice, or one is said
+            never to leave its site.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -84,6 +87,10 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
         if len(self.classes) != len(self.tensors):
             msg = "a layout may name each tensor once only"
             raise ValueError(msg)
+        for tensor in self.tensors:
+            if tensor.kind is TensorClass.LOCAL:
+                msg = f"tensor {tensor.name!r} never leaves its site, and yet is here"
+                raise ValueError(msg)
         for before, after in itertools.pairwise(self.tensors):
             if _wire_order(before) > _wire_order(after):
                 msg = f"layout: {after.name!r} may not follow {before.name!r}"

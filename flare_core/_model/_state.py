@@ -21,8 +21,9 @@ class ModelState(Mapping[str, Array]):
 
     Args:
         tensors: Arrays, or what NumPy makes an array of, by name.
-        classes: Class of a tensor by name; the rest are parameters.  Integers and
-            booleans are always counters.
+        classes: Class of a tensor by name; by default those of `tensors` if that is
+            a state already.  The rest are parameters; integers and booleans are
+            always counters.
 
     Raises:
         TypeError: If a tensor's type has no place in safetensors; it is named.
@@ -37,8 +38,10 @@ class ModelState(Mapping[str, Array]):
         classes: Mapping[str, TensorClass] | None = None,
     ) -> None:
         arrays = {name: _little_endian(value) for name, value in tensors.items()}
+        if classes is None:
+            classes = tensors.layout.classes if isinstance(tensors, ModelState) else {}
         specs = [
-            _spec(name, array, (classes or {}).get(name, TensorClass.PARAMETER))
+            _spec(name, array, classes.get(name, TensorClass.PARAMETER))
             for name, array in arrays.items()
         ]
         self.layout: Layout = in_wire_order(specs)
@@ -52,6 +55,16 @@ class ModelState(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether layout and every bit are the same."""
+        if not isinstance(other, ModelState):
+            return NotImplemented
+        return self.layout == other.layout and all(
+            array.tobytes() == other[name].tobytes() for name, array in self.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment] # as all that is compared by content
 
     def __repr__(self) -> str:
         return f"<ModelState: {len(self)} tensors, {self.layout.num_bytes:,} bytes>"

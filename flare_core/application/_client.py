@@ -1,20 +1,20 @@
 """The Client API: federated rounds for a training loop of one's own."""
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Self, SupportsFloat, TypeAlias, final
 
 import numpy.typing as npt
 
 from flare_core._errors import ConfigurationError, PreflightPassed, RefusedError
-from flare_core._model import GlobalModel, Metrics, ModelState, Update
+from flare_core._model import GlobalModel, Metrics, ModelState, Update, as_scalars
 from flare_core._plan import Plan
 from flare_core._site import site as read_site
 from flare_core.application._link import Proposal, connect
 
-_log = logging.getLogger(__name__)
+Weights: TypeAlias = Mapping[str, npt.ArrayLike]
+Scalars: TypeAlias = Mapping[str, SupportsFloat]
 
 
 @final
@@ -26,18 +26,22 @@ class ClientRound:
         weights: The global model it starts from; read-only arrays by name.
     """
 
-    def __init__(self, client: "Client", model: GlobalModel) -> None:
-        self._client = client
+    def __init__(
+        self,
+        model: GlobalModel,
+        hand_in: Callable[[int, Weights, int, Scalars, Scalars], None],
+    ) -> None:
+        self._hand_in = hand_in
         self.number: int = model.round_number
         self.weights: ModelState = model.weights
 
     def submit(
         self,
-        weights: Mapping[str, npt.ArrayLike],
+        weights: Weights,
         *,
         num_examples: int,
-        metrics: Metrics | None = None,
-        global_metrics: Metrics | None = None,
+        metrics: Scalars | None = None,
+        global_metrics: Scalars | None = None,
     ) -> None:
         """Hand in the local model; returns when the next global model is here.
 
@@ -50,15 +54,12 @@ class ClientRound:
 
         Raises:
             ConfigurationError: If the round was handed in already.
+            TypeError: If a tensor, a metric or `num_examples` is of no use.
             UpdateError: If the server refuses it: another layout, a NaN.
             RunAbortedError: If the run has ended.
         """
-        self._client.submit(
-            self.number,
-            weights,
-            num_examples=num_examples,
-            metrics=metrics or {},
-            global_metrics=global_metrics or {},
+        self._hand_in(
+            self.number, weights, num_examples, metrics or {}, global_metrics or {}
         )
 
 
@@ -72,7 +73,7 @@ class Client:
 
     def __init__(
         self,
-        initial: Mapping[str, npt.ArrayLike],
+        initial: Weights,
         *,
         site: str | PathLike[str] | None = None,
     ) -> None:
@@ -102,7 +103,7 @@ class Client:
     def __iter__(self) -> Iterator[ClientRound]:
         while not self._model.final:
             current = self._model
-            yield ClientRound(self, current)
+            yield ClientRound(current, self._hand_in)
             if self._model is current:
                 msg = (
                     f"round {current.round_number} was not handed in: call "
@@ -110,35 +111,9 @@ class Client:
                 )
                 raise ConfigurationError(msg)
 
-    def submit(
-        self,
-        round_number: int,
-        weights: Mapping[str, npt.ArrayLike],
-        *,
-        num_examples: int,
-        metrics: Metrics,
-        global_metrics: Metrics,
-    ) -> None:
-        """Hand in a round's update; see `ClientRound.submit`."""
-        if self._model.final or round_number != self._model.round_number:
-            msg = (
-                f"round {round_number} was handed in already: call round.submit(...) "
-                "once in each pass of the loop"
-            )
-            raise ConfigurationError(msg)
-        update = Update(
-            site=self._site.name,
-            round_number=round_number,
-            weights=ModelState(weights, classes=self._classes),
-            num_examples=num_examples,
-            metrics=metrics,
-            global_metrics=global_metrics,
-        )
-        self._model = self._link.exchange(update)
-
-    def report(self, metrics: Metrics) -> None:
+    def report(self, metrics: Scalars) -> None:
         """Set the scalars of the final model, which the run record keeps."""
-        self._final_metrics = dict(metrics)
+        self._final_metrics = as_scalars(metrics)
 
     def __enter__(self) -> Self:
         return self
@@ -155,14 +130,36 @@ class Client:
         else:
             self._leave_because_of(error)
 
+    def _hand_in(
+        self,
+        round_number: int,
+        weights: Weights,
+        num_examples: int,
+        metrics: Scalars,
+        global_metrics: Scalars,
+    ) -> None:
+        if self._model.final or round_number != self._model.round_number:
+            msg = (
+                f"round {round_number} was handed in already: call round.submit(...) "
+                "once in each pass of the loop"
+            )
+            raise ConfigurationError(msg)
+        update = Update(
+            site=self._site.name,
+            round_number=round_number,
+            weights=ModelState(weights, classes=self._classes),
+            num_examples=num_examples,
+            metrics=as_scalars(metrics),
+            global_metrics=as_scalars(global_metrics),
+        )
+        self._model = self._link.exchange(update)
+
     def _leave_because_of(self, error: BaseException) -> None:
         if not isinstance(error, (RefusedError, PreflightPassed)):
             self._link.leave({}, reason=_in_one_line(error), failed=True)
 
 
-def join(
-    initial: Mapping[str, Any], *, site: str | PathLike[str] | None = None
-) -> Client:
+def join(initial: Weights, *, site: str | PathLike[str] | None = None) -> Client:
     """Take part in a run; blocks until all sites are there.
 
     Args:

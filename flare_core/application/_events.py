@@ -64,7 +64,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         rounds: Rounds played.
         sha256: Of the last global model; empty if there is none.
-        metrics: Mean over the sites of the final model's metrics.
+        metrics: Of the final model: mean over the sites, weighted as in the last round.
         sites: Each site's metrics of the final model.
         error: Why it ended early; empty if it did not.
         failed_site: The site whose failure ended it, if one did.

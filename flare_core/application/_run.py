@@ -1,12 +1,11 @@
-"""One run as the server sees it: who has joined, which round is on, how it ends."""
+"""One run as the server sees it: gathering, opening, playing, parting."""
 
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias, final
 
 from flare_core._errors import ProtocolError, Refusal
-from flare_core._model import Metrics, ModelState, Update
+from flare_core._model import Layout, Metrics, ModelState, Update
 from flare_core._plan import Plan
 from flare_core._plugins import plugin
 from flare_core.application._events import (
@@ -14,15 +13,14 @@ from flare_core.application._events import (
     Published,
     Result,
     RoundPlayed,
-    RoundRecord,
     SiteJoined,
     SiteLeft,
     SiteRefused,
-    SiteReport,
     Updated,
 )
+from flare_core.application._lobby import Lobby
+from flare_core.application._round_report import RoundReport
 from flare_core.communication import (
-    PROTOCOL,
     Aborted,
     Bye,
     Checked,
@@ -45,10 +43,8 @@ from flare_core.communication import (
 from flare_core.federation import (
     Round,
     Strategy,
-    differing_bases,
-    differing_layouts,
-    differing_schedules,
     inadmissible,
+    unfit,
     weighted_mean,
 )
 
@@ -79,28 +75,19 @@ class Run:
             plan.strategy
         )
         self._welcomed: set[str] = set()
-        self._joined: dict[str, Join] = {}
-        self._present: set[str] = set()
-        self._asked = ""
+        self._lobby = Lobby(plan)
+        self._asked: str | None = None
         self._round: Round | None = None
+        self._report = RoundReport(0)
         self._model = ModelState({})
-        self._reports: dict[str, SiteReport] = {}
-        self._bytes_down: dict[str, int] = {}
-        self._began = 0.0
+        self._weights: Mapping[str, int] = {}
         self._final_metrics: dict[str, Metrics] = {}
         self.result = Result()
         self.over = False
 
     def objection(self, hello: Hello) -> str:
         """Return why a site may not take part; empty if it may."""
-        if hello.protocol != PROTOCOL:
-            return (
-                f"site {hello.site!r} speaks protocol {hello.protocol}, this server "
-                f"{PROTOCOL}; install the same version of flare-adapters at both"
-            )
-        if hello.site in self._present:
-            return f"a site called {hello.site!r} is connected; names must be unique"
-        return self._too_many(hello.site) if self._full else ""
+        return self._lobby.objection(hello)
 
     def welcome(self, site: str) -> None:
         """Send the plan to a site."""
@@ -126,28 +113,25 @@ class Run:
             case Trained():
                 self._trained(site, message, body, num_bytes)
             case Leave():
-                self._final_metrics[site] = message.metrics
-                self._send(site, Bye(), [])
-                self.site_left(site, message.reason, failed=message.failed)
+                self._leave(site, message)
             case _:
                 _log.info("ignored %s of site %r", message, site)
 
     def site_left(self, site: str, reason: str, *, failed: bool = False) -> None:
         """Note that a site has gone, and whether by a failure."""
-        if self.over or (site not in self._present and self._joined.get(site)):
+        present = self._lobby.present
+        if self.over or (site in self._lobby.joined and site not in present):
             return
-        self._present.discard(site)
-        metrics = self._final_metrics.get(site, {})
-        self._observer(SiteLeft(site, reason, metrics))
-        if self._round is not None:
-            self._round.lose(site)
-        if self._finished:
+        present.discard(site)
+        self._observer(SiteLeft(site, reason, self._final_metrics.get(site, {})))
+        if self._round is None:
+            reason = f"site {site!r} left before round 0: {reason}"
+            self.abort(reason, failed_site=site)
+        elif self._finished:
             self._end_when_all_left()
-        elif self._round is None:
-            self._abort_for(site, f"site {site!r} left before round 0: {reason}")
         else:
             verb = "failed" if failed else "left"
-            self._after_loss(site, f"site {site!r} {verb}: {reason}")
+            self._go_on_without(self._round, site, f"site {site!r} {verb}: {reason}")
 
     def abort(self, reason: str, *, failed_site: str = "") -> None:
         """End the run for all."""
@@ -167,25 +151,14 @@ class Run:
     def _finished(self) -> bool:
         return self.result.rounds == self._plan.rounds
 
-    @property
-    def _full(self) -> bool:
-        return len(self._joined) == self._plan.selection.sites
-
-    def _too_many(self, site: str) -> str:
-        return (
-            f"the run has started with {', '.join(sorted(self._joined))} and takes no "
-            f"site {site!r}; set selection.sites in the plan to the number of sites"
-        )
-
     def _join(self, site: str, join: Join) -> None:
-        if site in self._joined:
+        if site in self._lobby.joined:
             _log.info("ignored that site %r joined again", site)
             return
-        if self._full:  # it said hello before the others had joined
-            self._send(site, Aborted(reason=self._too_many(site)), [])
+        if self._lobby.full:  # it said hello before the others had joined
+            self._send(site, Aborted(reason=self._lobby.too_many(site)), [])
             return
-        self._joined[site] = join
-        self._present.add(site)
+        self._lobby.enter(site, join)
         self._observer(
             SiteJoined(
                 site,
@@ -196,103 +169,84 @@ class Run:
                 join.horizon,
             )
         )
-        if self._full:
+        if self._lobby.full:
             self._compare()
 
     def _compare(self) -> None:
         """All have joined: refuse those that do not fit, or ask one to begin."""
-        joined = self._joined
-        layouts = {site: join.layout for site, join in joined.items()}
-        bases = {site: join.base for site, join in joined.items()}
-        schedules = {site: str(join.schedule) for site, join in joined.items()}
-        refusals = [
-            *differing_layouts(layouts),
-            *differing_bases(bases),
-            *differing_schedules(schedules),
-        ]
+        refusals = self._lobby.refusals()
         for refusal in refusals:
             self._refuse(refusal)
         if refusals:
             self.abort(str(refusals[0]), failed_site=refusals[0].site)
         elif self._preflight:
-            for site in sorted(self._present):
+            for site in sorted(self._lobby.present):
                 self._send(site, Checked(), [])
             self.over = True
         else:
-            self._asked = min(self._present)
+            self._asked = self._lobby.opener
             self._send(self._asked, Propose(), [])
 
     def _begin(self, site: str, body: list[Frame]) -> None:
+        """Start from the weights of the site that was asked."""
         if self._round is not None or site != self._asked:
             _log.info("ignored initial weights of site %r: nobody asked", site)
             return
-        layout = self._joined[site].layout
-        try:
-            model = unpack(body, classes=layout.classes)
-        except ProtocolError as exc:
-            self._abort_for(site, f"site {site!r}: initial weights: {exc}")
-            return
-        refusal = inadmissible(_as_update(site, model), layout)
-        if refusal is not None:
+        layout = self._lobby.joined[site].layout
+        weights = _unpacked(site, body, layout)
+        refusal = (
+            weights if isinstance(weights, Refusal) else unfit(site, weights, layout)
+        )
+        if isinstance(weights, ModelState) and refusal is None:
+            self._open_round(weights, 0)
+        elif refusal is not None:
             self._refuse(refusal)
             self.abort(str(refusal), failed_site=site)
-            return
-        self._publish(model, round_number=0)
 
-    def _publish(self, model: ModelState, *, round_number: int) -> None:
-        """Send the next global model to all, and open its round if there is one."""
+    def _open_round(self, model: ModelState, number: int) -> None:
+        """Send a global model to all; it starts a round, or is the final one."""
+        for array in model.values():
+            array.flags.writeable = False  # it is lent to the socket
         frames = pack(model)
-        final = round_number == self._plan.rounds
-        self.result = Result(rounds=round_number, sha256=digest(frames))
+        final = number == self._plan.rounds
         self._model = model
-        self._observer(Published(round_number, frames, final))
-        self._reports.clear()
-        self._began = time.monotonic()
+        self.result = Result(rounds=number, sha256=digest(frames))
+        self._observer(Published(number, frames, final))
+        self._report = RoundReport(number)
         if not final:
-            self._round = Round(
-                round_number,
-                self._present,
-                model.layout,
-                quorum=self._plan.selection.least,
-            )
-        start = Start(round_number=round_number, final=final)
-        for site in sorted(self._present):
-            self._bytes_down[site] = self._send(site, start, frames)
+            least = self._plan.selection.least
+            sites = self._lobby.present
+            self._round = Round(number, sites, model.layout, quorum=least)
+        start = Start(round_number=number, final=final)
+        for site in sorted(self._lobby.present):
+            self._report.sent(site, self._send(site, start, frames))
 
     def _trained(
         self, site: str, message: Trained, body: list[Frame], num_bytes: int
     ) -> None:
-        if self._round is None or site not in self._round.missing:
+        current = self._round
+        if current is None or site not in current.missing:
             _log.info("ignored an update of site %r that nobody waits for", site)
             return
-        update, refusal = self._admit(site, message, body)
-        if refusal is not None:
-            self._refuse(refusal)
-            self._present.discard(site)
-            self._round.lose(site)
-            self._after_loss(site, str(refusal))
-        elif update is not None and self._round.receive(update):
-            self._reports[site] = self._report(update, num_bytes)
-            self._observer(Updated(site, self._round.number, self._reports[site]))
-            self._end_round_when_complete()
+        admitted = self._admit(site, message, body)
+        if isinstance(admitted, Refusal):
+            self._refuse(admitted)
+            self._lobby.present.discard(site)
+            self._go_on_without(current, site, str(admitted))
+        elif current.receive(admitted):
+            report = self._report.received(admitted, num_bytes)
+            self._observer(Updated(site, current.number, report))
+            self._end_when_complete(current)
         else:
             _log.info("ignored a late update of site %r", site)
 
     def _admit(
         self, site: str, message: Trained, body: list[Frame]
-    ) -> tuple[Update | None, Refusal | None]:
+    ) -> Update | Refusal:
         layout = self._model.layout
-        try:
-            weights = unpack(body, classes=layout.classes)
-        except ProtocolError as exc:
-            return None, Refusal(
-                reason="update",
-                site=site,
-                what="update",
-                expected="a model",
-                got=str(exc),
-                advice="is its connection or its version broken?",
-            )
+        weights = _unpacked(site, body, layout)
+        if isinstance(weights, Refusal):
+            return weights
         update = Update(
             site=site,
             round_number=message.round_number,
@@ -301,77 +255,73 @@ class Run:
             metrics=message.metrics,
             global_metrics=message.global_metrics,
         )
-        return update, inadmissible(update, layout)
+        return inadmissible(update, layout) or update
 
-    def _report(self, update: Update, num_bytes: int) -> SiteReport:
-        return SiteReport(
-            num_examples=update.num_examples,
-            global_metrics=update.global_metrics,
-            metrics=update.metrics,
-            bytes_down=self._bytes_down[update.site],
-            bytes_up=num_bytes,
-            seconds=time.monotonic() - self._began,
-        )
-
-    def _end_round_when_complete(self) -> None:
-        if self._round is None or not self._round.complete:
+    def _end_when_complete(self, current: Round) -> None:
+        if not current.complete:
             return
-        number, weights = self._round.number, self._round.num_examples
-        seconds = time.monotonic() - self._began
-        reports = {site: self._reports[site] for site in weights}
-        model = self._strategy.next_model(self._model, self._round.mean())
-        before = {site: report.global_metrics for site, report in reports.items()}
-        after = {site: report.metrics for site, report in reports.items()}
-        self._publish(model, round_number=number + 1)
-        record = RoundRecord(
-            round=number,
-            sites=reports,
-            num_examples=sum(weights.values()),
-            global_metrics=weighted_mean(before, weights),
-            metrics=weighted_mean(after, weights),
-            bytes_down=sum(report.bytes_down for report in reports.values()),
-            bytes_up=sum(report.bytes_up for report in reports.values()),
-            seconds=seconds,
-            sha256=self.result.sha256,
+        self._weights = current.num_examples
+        report = self._report
+        model = self._strategy.next_model(self._model, current.mean())
+        refusal = unfit(
+            f"strategy {self._plan.strategy.name}", model, self._model.layout
         )
-        self._observer(RoundPlayed(record))
+        if refusal is not None:
+            self.abort(f"round {current.number}: {refusal}")
+            return
+        self._open_round(model, current.number + 1)
+        self._observer(RoundPlayed(report.record(self._weights, self.result.sha256)))
         if self._finished:
             self._end_when_all_left()
 
-    def _after_loss(self, site: str, reason: str) -> None:
+    def _go_on_without(self, current: Round, site: str, reason: str) -> None:
         """A site is gone in the middle of a round: go on or give up."""
-        if self._round is None:
-            return
+        current.lose(site)
         least = self._plan.selection.least
-        last = self._round.number + 1 == self._plan.rounds
-        if self._round.hopeless or (not last and len(self._present) < least):
-            self._abort_for(
-                site,
-                f"round {self._round.number}: {reason}. The quorum of {least} cannot "
-                "be reached; set selection.quorum in the plan to go on without it",
+        last = current.number + 1 == self._plan.rounds
+        if current.hopeless or (not last and len(self._lobby.present) < least):
+            reason = (
+                f"round {current.number}: {reason}. The quorum of {least} cannot be "
+                "reached; set selection.quorum in the plan to go on without it"
             )
+            self.abort(reason, failed_site=site)
         else:
-            self._end_round_when_complete()
+            self._end_when_complete(current)
 
     def _refuse(self, refusal: Refusal) -> None:
         self._observer(SiteRefused(refusal))
         self._send(refusal.site, Refused(refusal=refusal), [])
 
-    def _abort_for(self, site: str, reason: str) -> None:
-        self.abort(reason, failed_site=site)
+    def _leave(self, site: str, message: Leave) -> None:
+        if site in self._lobby.joined:
+            self._final_metrics[site] = message.metrics
+        self._send(site, Bye(), [])
+        self.site_left(site, message.reason, failed=message.failed)
 
     def _end_when_all_left(self) -> None:
-        if self._present:
+        if self._lobby.present:
             return
         sites = dict(sorted(self._final_metrics.items()))
+        weights = {site: self._weights.get(site, 1) for site in sites}
         self.result = Result(
             rounds=self.result.rounds,
             sha256=self.result.sha256,
             sites=sites,
-            metrics=weighted_mean(sites, dict.fromkeys(sites, 1)),
+            metrics=weighted_mean(sites, weights),
         )
         self.over = True
 
 
-def _as_update(site: str, weights: ModelState) -> Update:
-    return Update(site=site, round_number=0, weights=weights, num_examples=1)
+def _unpacked(site: str, body: list[Frame], layout: Layout) -> ModelState | Refusal:
+    """Return the weights that a site sent, or why they are none."""
+    try:
+        return unpack(body, classes=layout.classes)
+    except ProtocolError as exc:
+        return Refusal(
+            reason="update",
+            site=site,
+            what="update",
+            expected="a model",
+            got=str(exc),
+            advice="is its connection or its version broken?",
+        )

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import final
 
+import msgspec
+
 from flare_core._errors import ProtocolError
-from flare_core._plan import Plan
+from flare_core._plan import Plan, plan_from
 from flare_core.application._events import Observer, Result, RunEnded, RunOpened
 from flare_core.application._run import Run
 from flare_core.communication import (
@@ -37,8 +39,8 @@ class Server:
         preflight: Whether to compare the sites only, and train nothing.
 
     Raises:
-        ConfigurationError: If the address cannot be had, or the plan names a
-            strategy that is not installed.
+        ConfigurationError: If the plan breaks a rule or names a strategy that is not
+            installed, or the address cannot be had.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class Server:
         self._sites: dict[bytes, str] = {}
         self._peers: dict[str, bytes] = {}
         self._orders: deque[Callable[[], None]] = deque()
-        self._run = Run(plan, self._send, observer, preflight=preflight)
-        self._plan = plan
+        # what Python made of it may break rules that a file could not
+        self._plan = plan_from(msgspec.to_builtins(plan), source="plan")
+        self._run = Run(self._plan, self._send, observer, preflight=preflight)
         self._router = ZmqRouter(address)
 
     @property
@@ -73,9 +76,12 @@ class Server:
                 if received is not None and not self._run.over:
                     self._handle(*received)
             self._observer(RunEnded(self._run.result))
-            return self._run.result
+        except BaseException as exc:
+            self._run.abort(f"the server failed: {type(exc).__name__}: {exc}")
+            raise
         finally:
             self._router.close()
+        return self._run.result
 
     def lose(self, site: str, reason: str) -> None:
         """Tell the server that a site will not come back; from any thread."""

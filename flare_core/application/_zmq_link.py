@@ -5,13 +5,21 @@ import time
 from typing import Any, final
 
 from flare_core._errors import (
+    FlareError,
     PreflightPassed,
     ProtocolError,
     RunAbortedError,
     ServerUnreachableError,
     refused,
 )
-from flare_core._model import GlobalModel, Layout, Metrics, ModelState, Update
+from flare_core._model import (
+    GlobalModel,
+    Layout,
+    Metrics,
+    ModelState,
+    Update,
+    as_scalars,
+)
 from flare_core._plan import Plan
 from flare_core._site import Site
 from flare_core.application._link import Proposal
@@ -113,10 +121,13 @@ class ZmqLink:
         """Tell the server and disconnect; a server that is gone is no error."""
         if self._socket is None:
             return
-        message = Leave(metrics=dict(metrics), reason=reason, failed=failed)
+        message = Leave(metrics=as_scalars(metrics), reason=reason, failed=failed)
         try:
-            self._ask(message, [], Bye)
-        except (RunAbortedError, ServerUnreachableError) as exc:
+            self._socket.send([encode(message)])
+            answer: ToSite = Pong()
+            while not isinstance(answer, Bye | Aborted):  # it may be behind a model
+                answer, _ = self._wait(self._socket)
+        except FlareError as exc:
             _log.info("site %r leaves: %s", self._site.name, exc)
         finally:
             self._close()

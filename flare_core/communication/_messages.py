@@ -27,6 +27,7 @@ import msgspec
 from flare_core._errors import ProtocolError, Refusal
 from flare_core._model import Layout, TensorSpec
 from flare_core._plan import Plan, Schedule
+from flare_core._site import SiteName
 
 PROTOCOL = 1
 """Raised with every change that an older peer would misread."""
@@ -39,7 +40,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Hello(_Message, frozen=True):
     """A site introduces itself."""
 
-    site: str
+    site: SiteName
     protocol: int = PROTOCOL
 
 

@@ -1,6 +1,6 @@
 """ZeroMQ sockets: a ROUTER at the server, a DEALER per site.
 
-The only file that imports `zmq`.  A socket belongs to the thread that made it; only
+The only file that imports `zmq`.  A socket is for one thread at a time; only
 `ZmqRouter.wake` may be called from another one.
 """
 

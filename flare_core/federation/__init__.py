@@ -5,6 +5,7 @@ from flare_core.federation._admission import (
     differing_layouts,
     differing_schedules,
     inadmissible,
+    unfit,
     weighted_mean,
 )
 from flare_core.federation._fold import Fold
@@ -20,5 +21,6 @@ __all__ = [
     "differing_layouts",
     "differing_schedules",
     "inadmissible",
+    "unfit",
     "weighted_mean",
 ]

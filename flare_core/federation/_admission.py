@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from flare_core._errors import Refusal
-from flare_core._model import Layout, TensorSpec, Update, all_finite
+from flare_core._model import Layout, ModelState, TensorSpec, Update, all_finite
 
 _SAME_MODEL = "do all sites run the same model, of the same version?"
 
@@ -21,7 +21,7 @@ def differing_layouts(layouts: Mapping[str, Layout]) -> Iterator[Refusal]:
     reference_site = min(layouts)
     reference = layouts[reference_site]
     for site in sorted(layouts):
-        if layouts[site].tensors != reference.tensors:
+        if layouts[site].hash != reference.hash:
             yield _layout_refusal(site, layouts[site], reference_site, reference)
 
 
@@ -76,12 +76,23 @@ def inadmissible(update: Update, layout: Layout) -> Refusal | None:
             str(update.num_examples),
             "a site with no data should not train",
         )
-    if update.weights.layout.tensors != layout.tensors:
-        return _layout_refusal(update.site, update.weights.layout, "", layout)
-    for name, array in update.weights.items():
+    return unfit(update.site, update.weights, layout)
+
+
+def unfit(site: str, weights: ModelState, layout: Layout) -> Refusal | None:
+    """Return why weights cannot be those of a global model, or None if they can.
+
+    Args:
+        site: Where they come from.
+        weights: What came.
+        layout: What they must look like.
+    """
+    if weights.layout.tensors != layout.tensors:
+        return _layout_refusal(site, weights.layout, "", layout)
+    for name, array in weights.items():
         if not all_finite(array):
             return _update_refusal(
-                update.site,
+                site,
                 f"tensor {name!r}",
                 "finite values",
                 "NaN or infinity",

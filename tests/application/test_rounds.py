@@ -97,7 +97,7 @@ def test_a_round_is_recorded_with_each_site_and_the_mean(
     assert record.bytes_down >= 2 * 4
     assert record.seconds >= record.sites["a"].seconds > 0
     assert result.sites == {"a": {"auc": 1.0}, "b": {"auc": 2.0}}
-    assert result.metrics == {"auc": 1.5}
+    assert result.metrics == {"auc": 1.75}
 
 
 def test_the_hash_is_that_of_the_file_the_frames_make(

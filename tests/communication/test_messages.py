@@ -31,6 +31,7 @@ from strategies import states
 _COUNTS = st.integers(1, 2**32)
 _METRICS = st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3)
 _TEXT = st.text(max_size=20)
+_SITE = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
 
 
 @st.composite
@@ -60,7 +61,7 @@ _JOINS = st.builds(
     _TEXT,
 )
 _TO_SERVER: st.SearchStrategy[ToServer] = st.one_of(
-    st.builds(Hello, site=_TEXT, protocol=st.integers(0, 9)),
+    st.builds(Hello, site=_SITE, protocol=st.integers(0, 9)),
     _JOINS,
     st.just(Initial()),
     st.builds(
@@ -113,6 +114,8 @@ def _message(**fields: object) -> bytes:
 @example(_message(type="Gossip"))
 @example(_message(type="Hello"))
 @example(_message(type="Hello", site=3))
+@example(_message(type="Hello", site=""))
+@example(_message(type="Hello", site="../a"))
 @example(_message(type="Start", round_number="1"))
 @example(b"\x82\xa4type\xa5Hello\xa4site\xa1\xff")  # no UTF-8
 @example(b"\x82\xa4type\xa4Ping\xa1x" + b"\x91" * 100_000)  # deep

@@ -94,3 +94,11 @@ def test_a_negative_extent_is_refused() -> None:
 def test_a_layout_out_of_order_is_refused(tensors: tuple[TensorSpec, ...]) -> None:
     with pytest.raises(ValueError, match=r"may not follow|once"):
         Layout(tensors)
+
+
+def test_what_stays_at_a_site_may_be_of_any_type_but_never_travels() -> None:
+    stays = TensorSpec("mask", "sparse_coo", (3,), TensorClass.LOCAL)
+
+    assert stays.num_bytes == 0
+    with pytest.raises(ValueError, match="'mask' never leaves its site"):
+        Layout((stays,))

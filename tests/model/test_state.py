@@ -121,3 +121,21 @@ def test_shows_its_size() -> None:
     state = ModelState({"w": np.zeros(1000, np.float32)})
 
     assert repr(state) == "<ModelState: 1 tensors, 4,000 bytes>"
+
+
+def test_a_state_of_a_state_keeps_its_classes() -> None:
+    buffer = {"mean": TensorClass.BUFFER}
+    state = ModelState({"w": np.ones(2), "mean": np.ones(2)}, classes=buffer)
+
+    assert ModelState(state).layout == state.layout
+    assert ModelState(state) == state
+    assert ModelState(dict(state)) != state
+
+
+def test_states_are_equal_only_in_every_bit() -> None:
+    nan = np.array([np.nan], np.float32)
+    other = nan.view(np.uint32) + np.uint32(1)
+
+    assert ModelState({"w": nan}) == ModelState({"w": nan.copy()})
+    assert ModelState({"w": nan}) != ModelState({"w": other.view(np.float32)})
+    assert ModelState({"w": nan}) != {"w": nan}

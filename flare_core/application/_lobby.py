@@ -1,0 +1,80 @@
+"""Who takes part in a run, who is still here, and whether they fit together."""
+
+from typing import final
+
+from flare_core._errors import Refusal
+from flare_core._plan import Plan
+from flare_core.communication import PROTOCOL, Hello, Join
+from flare_core.federation import (
+    differing_bases,
+    differing_layouts,
+    differing_schedules,
+)
+
+
+@final
+class Lobby:
+    """The sites of a run; pure.
+
+    Args:
+        plan: What will be played.
+
+    Attributes:
+        joined: What each site has said it would exchange, for the whole run.
+        present: The sites that have joined and not left.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._num_sites = plan.selection.sites
+        self.joined: dict[str, Join] = {}
+        self.present: set[str] = set()
+
+    @property
+    def full(self) -> bool:
+        """Whether all sites have joined."""
+        return len(self.joined) == self._num_sites
+
+    @property
+    def opener(self) -> str:
+        """The site whose weights the run starts from: the first one by name."""
+        return min(self.joined)
+
+    def objection(self, hello: Hello) -> str:
+        """Return why a site may not take part; empty if it may."""
+        if hello.protocol != PROTOCOL:
+            return (
+                f"site {hello.site!r} speaks protocol {hello.protocol}, this server "
+                f"{PROTOCOL}; install the same version of flare-adapters at both"
+            )
+        if hello.site in self.present:
+            return f"a site called {hello.site!r} is connected; names must be unique"
+        if hello.site in self.joined:
+            return (
+                f"site {hello.site!r} was in this run and has left; a run takes nobody "
+                "back"
+            )
+        return self.too_many(hello.site) if self.full else ""
+
+    def enter(self, site: str, join: Join) -> None:
+        """Let a site take part."""
+        self.joined[site] = join
+        self.present.add(site)
+
+    def too_many(self, site: str) -> str:
+        """Return why a site comes too late."""
+        return (
+            f"the run has started with {', '.join(sorted(self.joined))} and takes no "
+            f"site {site!r}; set selection.sites in the plan to the number of sites"
+        )
+
+    def refusals(self) -> list[Refusal]:
+        """Return what does not fit, first layouts, then bases, then schedules."""
+        joined = self.joined
+        layouts = {site: join.layout for site, join in joined.items()}
+        bases = {site: join.base for site, join in joined.items()}
+        schedules = {site: str(join.schedule) for site, join in joined.items()}
+        return [
+            *differing_layouts(layouts),
+            *differing_bases(bases),
+            *differing_schedules(schedules),
+        ]
