@@ -1,13 +1,15 @@
 """What the three adapters share: a model's state, and the time between exchanges."""
 
-from flare_adapters._torch._correction import refuse_under_deepspeed
+from flare_adapters._torch._batch import num_examples
+from flare_adapters._torch._correction import refuse_deepspeed
 from flare_adapters._torch._options import Options, options
 from flare_adapters._torch._session import LocalSession, scalars
 
 __all__ = [
     "LocalSession",
     "Options",
+    "num_examples",
     "options",
-    "refuse_under_deepspeed",
+    "refuse_deepspeed",
     "scalars",
 ]

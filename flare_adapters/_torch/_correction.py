@@ -17,16 +17,14 @@ class GradientCorrection(Protocol):
         """Note the trainable parameters, which hold the global model now."""
         ...
 
-    def adjust(
-        self, scale: Tensor | None = None, optimizer: Optimizer | None = None
-    ) -> None:
+    def adjust(self, optimizer: Optimizer, scale: Tensor | float = 1.0) -> None:
         """Correct the gradients, in place.
 
         Args:
-            scale: What the gradients are multiplied by, if a fused optimizer has
-                not unscaled them yet.
-            optimizer: The one that is about to step, if there are several; the
-                gradients of the others are left alone.
+            optimizer: The one that is about to step; the gradients of others are left
+                alone.
+            scale: What the gradients are multiplied by, if a fused optimizer has not
+                unscaled them yet.
         """
         ...
 
@@ -50,18 +48,25 @@ class FedProx:
         self._anchors = [(one, one.detach().clone()) for one in parameters]
 
     @torch.no_grad()
-    def adjust(
-        self, scale: Tensor | None = None, optimizer: Optimizer | None = None
-    ) -> None:
-        """Pull each parameter that is about to step towards the global model."""
-        stepping = None if optimizer is None else _parameters(optimizer)
+    def adjust(self, optimizer: Optimizer, scale: Tensor | float = 1.0) -> None:
+        """Pull each parameter that is about to step towards the global model.
+
+        Raises:
+            UnsupportedError: If a gradient is sparse: the pull is not.
+        """
+        stepping = _parameters(optimizer)
         for parameter, anchor in self._anchors:
-            if stepping is not None and id(parameter) not in stepping:
+            if id(parameter) not in stepping or parameter.grad is None:
                 continue
-            if parameter.grad is not None:
-                pull = parameter.detach() - anchor
-                pull = pull if scale is None else pull * scale
-                parameter.grad.add_(pull, alpha=self._mu)
+            if parameter.grad.is_sparse:
+                msg = (
+                    f"strategy.mu = {self._mu:g} cannot correct the sparse gradient of "
+                    f"a parameter of shape {tuple(parameter.shape)}: expected dense "
+                    "ones, e.g. Embedding(sparse=False), or strategy.mu = 0"
+                )
+                raise UnsupportedError(msg)
+            pull = (parameter.detach() - anchor) * scale
+            parameter.grad.add_(pull, alpha=self._mu)
 
 
 def correction(strategy: StrategySettings) -> GradientCorrection | None:
@@ -69,22 +74,26 @@ def correction(strategy: StrategySettings) -> GradientCorrection | None:
     return FedProx(strategy.mu) if strategy.mu > 0 else None
 
 
-def refuse_under_deepspeed(strategy: StrategySettings) -> None:
-    """Raise if the strategy corrects gradients, which DeepSpeed hides.
+def refuse_deepspeed(strategy: StrategySettings) -> None:
+    """Raise: under DeepSpeed neither weights nor gradients are what they seem.
 
-    DeepSpeed steps inside ``backward`` on master weights of its own, so there is no
-    moment at which a gradient could be corrected.
+    It trains master weights of its own and steps inside ``backward``.
 
     Raises:
-        UnsupportedError: If it does.
+        UnsupportedError: Always.
     """
+    instead = "expected another engine (DDP, FSDP2)"
     if correction(strategy) is not None:
         msg = (
             f"strategy.mu = {strategy.mu:g} corrects gradients before each optimizer "
-            "step, but DeepSpeed steps inside backward(): expected another engine "
-            "(DDP, FSDP2) or strategy.mu = 0"
+            f"step, but DeepSpeed steps inside backward(): {instead}"
         )
         raise UnsupportedError(msg)
+    msg = (
+        "DeepSpeed keeps master weights of its own, which overwrite the global model "
+        f"at the next step: {instead}"
+    )
+    raise UnsupportedError(msg)
 
 
 def _parameters(optimizer: Optimizer) -> set[int]:

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flare_core import FlareError, RunAbortedError
+
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)
@@ -16,11 +18,12 @@ _PATIENCE = timedelta(days=7)
 
 @final
 class Ranks:
-    """What the processes of one site agree on, over a control group of their own.
+    """What the processes of one site agree on.
 
-    Rank 0 may wait long for other sites while the rest wait in a collective, so the
-    group is gloo with a long timeout.  Make it on all ranks at the same point, after
-    the process group is up; alone, everything is trivial.
+    Rank 0 may wait long for other sites while the rest wait in a collective, so words
+    go over a control group of their own: gloo, with a long timeout.  Weights go over
+    the default group.  Make it on all ranks at the same point, after the process
+    group is up; alone, everything is trivial.
     """
 
     def __init__(self) -> None:
@@ -36,7 +39,8 @@ class Ranks:
     def from_first(self, act: Callable[[], T]) -> T:
         """Return on all ranks what `act` returns on rank 0, the only one to run it.
 
-        An exception of it is raised on all ranks, `SystemExit` too.
+        An exception of it ends all ranks: what is not ours, and may not travel, as
+        `RunAbortedError` with its words.
         """
         if self._group is None:
             return act()
@@ -44,8 +48,10 @@ class Ranks:
         if self.first:
             try:
                 outcome[0] = act()
-            except (Exception, SystemExit) as exc:  # noqa: BLE001 - raised below
-                outcome[1] = exc
+            except BaseException as exc:
+                outcome[1] = _for_all(exc)
+                dist.broadcast_object_list(outcome, src=0, group=self._group)
+                raise
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         if isinstance(outcome[1], BaseException):
             raise outcome[1]
@@ -56,7 +62,7 @@ class Ranks:
         return sum(self._all(number))
 
     def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Return each metric's mean over the ranks that have it."""
+        """Return each metric's mean over the ranks that have it, all alike."""
         of_ranks = self._all(dict(metrics))
         names = dict.fromkeys(name for one in of_ranks for name in one)
         values = {
@@ -79,3 +85,10 @@ class Ranks:
         values: list[T] = [value] * self._size
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+
+def _for_all(error: BaseException) -> BaseException:
+    """Return an error that can be sent to the other ranks."""
+    if isinstance(error, (FlareError, SystemExit, KeyboardInterrupt)):
+        return error
+    return RunAbortedError(f"the first rank failed: {type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
 """Which tensors of a model are exchanged, under which names, and which stay."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from flare_core import ConfigurationError, Select, TensorClass
 
-_WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|"
-    r"_checkpoint_wrapped_module)\."
-)
-"""What DDP, torch.compile, FSDP and activation checkpointing put before names."""
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""What torch.compile, FSDP and activation checkpointing call the module they wrap."""
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - torch has no public one
 
 
@@ -48,17 +46,25 @@ Members = Mapping[str, Member]
 
 
 def members(model: nn.Module) -> dict[str, Member]:
-    """Return what a model is made of, by name: tied tensors once, wrappers left out."""
-    persistent = {_WRAPPERS.sub("", name) for name in model.state_dict()}
+    """Return what a model is made of, by name: tied tensors once, wrappers left out.
+
+    Raises:
+        ConfigurationError: If two tensors have the same name without the wrappers.
+    """
+    wrapped = _wrapped(model)
+    persistent = {_unwrapped(name, wrapped) for name in model.state_dict()}
     found: dict[str, Member] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
         for local, member in _own(module):
-            name = _WRAPPERS.sub("", prefix + local)
-            if name in persistent and id(member.tensor) not in seen:
-                seen.add(id(member.tensor))
-                found[name] = member
+            name = _unwrapped(f"{path}.{local}".lstrip("."), wrapped)
+            if name not in persistent or id(member.tensor) in seen:
+                continue
+            if name in found:
+                msg = f"two tensors of the model are called {name!r}; rename one"
+                raise ConfigurationError(msg)
+            seen.add(id(member.tensor))
+            found[name] = member
     return found
 
 
@@ -89,6 +95,25 @@ def choose(
         msg = f"select = {select!r} leaves nothing to exchange; there are {some}, …"
         raise ConfigurationError(msg)
     return chosen
+
+
+def _wrapped(model: nn.Module) -> set[str]:
+    """Return the paths that only a wrapper adds: DDP's, or of `_WRAPPED`."""
+    paths = [path for path, _ in model.named_modules()]
+    parallel = {
+        f"{path}.module".lstrip(".")
+        for path, module in model.named_modules()
+        if isinstance(module, _PARALLEL)
+    }
+    return parallel | {one for one in paths if one.rpartition(".")[2] in _WRAPPED}
+
+
+def _unwrapped(name: str, wrapped: Container[str]) -> str:
+    parts = name.split(".")
+    paths = itertools.accumulate(parts, lambda path, part: f"{path}.{part}")
+    return ".".join(
+        part for path, part in zip(paths, parts, strict=True) if path not in wrapped
+    )
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Member]]:

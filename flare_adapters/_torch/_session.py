@@ -1,15 +1,16 @@
 """What happens between two exchanges, whatever framework runs the loop.
 
-An adapter only forwards its framework's hooks: `open` before the LR schedule is
-built, `join` before the first step, `saw`, `at_step` and `epoch_done` as training goes
-on, `exchange` when `due`, `evaluated` after a validation, and `leave` or `fail`.
+An adapter only forwards its framework's hooks: it opens a session before the LR
+schedule is built, calls `join` before the first step, `saw`, `at_step` and
+`epoch_done` as training goes on, `exchange` when `due`, `evaluated` after a
+validation, and `leave` or `fail`.
 """
 
 import atexit
 import logging
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
 from typing import Any, final
 
@@ -22,7 +23,9 @@ from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import Member, choose, members
 from flare_adapters._torch._state import (
     fingerprint,
+    frozen,
     gather,
+    refuse_thawed,
     scatter,
     stays,
     trainable,
@@ -64,13 +67,12 @@ class LocalSession:
         self._options = options
         self._ranks = Ranks()
         self._link: Link | None = None
-        if self._ranks.first:
-            self._link = connect(self._site)
         self.plan: Plan = self._ranks.from_first(self._plan)
         self._options = options.under(self.plan)
         self._correction = correction(self.plan.strategy)
         self._members: dict[str, Member] = {}
         self._chosen: dict[str, str] = {}
+        self._frozen: list[str] = []
         self.round_number = -1
         self.final = False
         self._epochs = self._examples = 0
@@ -126,6 +128,7 @@ class LocalSession:
         playable: float,
         horizon: str,
         names: Mapping[str, str] | None = None,
+        private: Collection[str] = (),
     ) -> None:
         """Propose the model, wait for all sites, and load the global model.
 
@@ -135,6 +138,8 @@ class LocalSession:
                 schedule counts.
             horizon: The same in the script's words, e.g. ``max_epochs=10``.
             names: Other names on the wire, by name in the model.
+            private: Names in the model of what is this site's own: it neither leaves
+                nor belongs to the base that all sites share.
 
         Raises:
             HorizonError: If the loop ends before the run does.
@@ -142,10 +147,12 @@ class LocalSession:
         if playable < self.total_length:
             raise HorizonError(self._too_short(playable, horizon))
         self._members = members(model)
-        self._chosen = choose(self._members, self._options.select, names=names)
+        shared = {n: one for n, one in self._members.items() if n not in private}
+        self._chosen = choose(shared, self._options.select, names=names)
+        self._frozen = frozen(shared, self._chosen)
         proposal = Proposal(
             weights=gather(self._members, self._chosen, self._ranks),
-            base=fingerprint(self._members, self._chosen),
+            base=fingerprint(self._members, self._frozen),
             schedule=self.schedule,
             stays=stays(self._members, self._chosen),
             horizon=horizon,
@@ -170,35 +177,34 @@ class LocalSession:
         self._epochs += 1
 
     def adjust_gradients(
-        self, scale: Tensor | None = None, *, optimizer: Optimizer | None = None
+        self, optimizer: Optimizer, scale: Tensor | float | None = None
     ) -> None:
         """Apply the strategy's correction; right before an optimizer step.
 
         Args:
+            optimizer: The one that steps.
             scale: What the gradients are multiplied by, if they still are.
-            optimizer: The one that steps, where there are several.
         """
         if self._correction is not None and not self.final:
-            self._correction.adjust(scale, optimizer)
+            self._correction.adjust(optimizer, 1.0 if scale is None else scale)
 
     def evaluated(self, metrics: Mapping[str, Any]) -> None:
         """Take the framework's validation metrics, if they are the global model's."""
         if self.fresh:
             self._global_metrics = {**self._global_metrics, **scalars(metrics)}
 
-    def exchange(
-        self,
-        optimizers: Iterable[Optimizer] = (),
-        metrics: Mapping[str, Any] | None = None,
-    ) -> None:
+    def exchange(self, optimizers: Iterable[Optimizer] = ()) -> None:
         """Hand in the local model, wait for all sites, load the next global model.
 
         Args:
             optimizers: Those whose state is dropped, where the options say so.
-            metrics: Of the local model; the mean training loss is added.
+
+        Raises:
+            UnsupportedError: If what was frozen when the run began is trained now.
         """
+        refuse_thawed(self._members, self._frozen)
         num_examples = self._ranks.total(self._examples)
-        local = self._ranks.mean({**self._training_loss(), **scalars(metrics or {})})
+        local = self._ranks.mean(scalars(self._training_loss()))
         before = self._ranks.mean(self._global_metrics)
         update = Update(
             site=self._site.name,
@@ -213,7 +219,7 @@ class LocalSession:
             for optimizer in optimizers:
                 optimizer.state.clear()
 
-    def leave(self, why: str = "its training loop ended") -> None:
+    def leave(self, why: str) -> None:
         """Go: at the end, or because the local loop stopped before it.
 
         Args:
@@ -236,20 +242,16 @@ class LocalSession:
             self._close({}, name if told else f"{name}: {error}", failed=True)
 
     def _plan(self) -> Plan:
-        return self._require_link().plan()
+        self._link = connect(self._site)
+        return self._link.plan()
 
-    def _require_link(self) -> Link:
-        if self._link is None:
-            msg = "only the first rank of a site talks to the server"
-            raise RuntimeError(msg)
-        return self._link
-
-    def _load(self, ask: Any) -> None:
+    def _load(self, ask: Callable[[Link], GlobalModel]) -> None:
         """Ask the server on the first rank; load its answer on all."""
         received: list[GlobalModel] = []
 
         def asked() -> tuple[int, bool]:
-            model: GlobalModel = ask(self._require_link())
+            assert self._link is not None  # noqa: S101 - the first rank has opened it
+            model = ask(self._link)
             received.append(model)
             return model.round_number, model.final
 
@@ -295,7 +297,6 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     found = {
         name: float(value)
         for name, value in metrics.items()
-        if isinstance(value, Real)
-        or (isinstance(value, Tensor) and value.numel() == 1)
+        if isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
     }
     return {name: value for name, value in found.items() if not math.isnan(value)}

@@ -11,7 +11,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from flare_adapters._torch._arrays import code_of, to_array, to_tensor
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import Members
-from flare_core import ConfigurationError, ModelState, TensorClass, TensorSpec
+from flare_core import (
+    ConfigurationError,
+    ModelState,
+    TensorClass,
+    TensorSpec,
+    UnsupportedError,
+)
 
 
 def gather(found: Members, chosen: Mapping[str, str], ranks: Ranks) -> ModelState:
@@ -25,6 +31,8 @@ def gather(found: Members, chosen: Mapping[str, str], ranks: Ranks) -> ModelStat
     """
     arrays: dict[str, Any] = {}
     classes: dict[str, TensorClass] = {}
+    for wire, name in chosen.items():
+        code_of(wire, found[name].tensor)  # raises on all ranks, or on none
     for wire, name in chosen.items():
         whole = _whole(found[name].tensor)
         if ranks.first:
@@ -40,10 +48,9 @@ def scatter(
     """Copy the weights of the first rank into the model, in place, on all ranks.
 
     Raises:
-        ConfigurationError: If names or shapes are not those of the model.
+        ConfigurationError: If names, types or shapes are not those of the model.
     """
-    if ranks.first:
-        _require_same(weights, found, chosen)
+    ranks.from_first(lambda: _require_same(weights, found, chosen))
     for wire, name in chosen.items():
         tensor = found[name].tensor
         if ranks.first:
@@ -70,22 +77,54 @@ def stays(found: Members, chosen: Mapping[str, str]) -> tuple[TensorSpec, ...]:
     )
 
 
-def fingerprint(found: Members, chosen: Mapping[str, str]) -> str:
-    """Return the SHA-256 of all that is frozen and stays, or "" if nothing is.
-
-    Names, types, shapes and bytes count, quantised weights as they are stored.
-    """
+def frozen(found: Members, chosen: Mapping[str, str]) -> list[str]:
+    """Return the names of the parameters that are not trained and stay."""
     leaving = set(chosen.values())
-    frozen = [
+    return [
         name
         for name, one in sorted(found.items())
         if one.parameter and not one.trained and name not in leaving
     ]
-    if not frozen:
+
+
+def refuse_thawed(found: Members, names: Iterable[str]) -> None:
+    """Raise if one of these parameters, frozen before, is trained now.
+
+    Raises:
+        UnsupportedError: If so: it would drift at each site, and never be averaged.
+    """
+    for name in names:
+        if found[name].tensor.requires_grad:
+            msg = (
+                f"parameter {name!r} was frozen when the run began and is trained now: "
+                "expected what is exchanged to stay the same; exchange it from the "
+                'beginning with select="all"'
+            )
+            raise UnsupportedError(msg)
+
+
+def fingerprint(found: Members, names: Iterable[str]) -> str:
+    """Return the SHA-256 of these frozen parameters, or "" if there are none.
+
+    Names, types, shapes and bytes count, quantised weights as they are stored.
+
+    Raises:
+        TypeError: If one has no bytes to compare; it is named.
+    """
+    names = list(names)
+    if not names:
         return ""
     sha256 = hashlib.sha256()
-    for name in frozen:
-        tensor = _whole(found[name].tensor).detach().cpu().contiguous()
+    for name in names:
+        tensor = found[name].tensor
+        if tensor.is_meta or tensor.layout != torch.strided:
+            kind = "on the meta device" if tensor.is_meta else str(tensor.layout)
+            msg = (
+                f"frozen parameter {name!r} is {kind}: expected a dense one in memory, "
+                "to compare with the other sites'; load the model before training"
+            )
+            raise TypeError(msg)
+        tensor = _whole(tensor).detach().cpu().contiguous()
         sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha256.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return sha256.hexdigest()
@@ -111,11 +150,15 @@ def _type_of(tensor: Tensor) -> str:
         return str(tensor.dtype).removeprefix("torch.")
 
 
+def _described(wire: str, tensor: Tensor) -> str:
+    return str(TensorSpec(wire, code_of(wire, tensor), tuple(tensor.shape)))
+
+
 def _require_same(
     weights: ModelState, found: Members, chosen: Mapping[str, str]
 ) -> None:
-    theirs = {spec.name: spec.shape for spec in weights.layout.tensors}
-    ours = {wire: tuple(found[name].tensor.shape) for wire, name in chosen.items()}
+    theirs = {spec.name: str(spec) for spec in weights.layout.tensors}
+    ours = {wire: _described(wire, found[name].tensor) for wire, name in chosen.items()}
     for name in sorted(theirs | ours):
         if theirs.get(name) != ours.get(name):
             msg = (

@@ -25,7 +25,7 @@ from flare_adapters.huggingface._loop import (
     playable,
     train_length_to,
 )
-from flare_adapters.huggingface._peft import names_on_wire
+from flare_adapters.huggingface._peft import names_on_wire, private_names
 from flare_adapters.huggingface._refuse import (
     refuse_arguments,
     refuse_model,
@@ -123,6 +123,7 @@ class FLCallback(TrainerCallback):
                     playable=playable(session, args, state, train_dataloader),
                     horizon=self._horizon,
                     names=names_on_wire(model),
+                    private=private_names(model),
                 )
         self._hook(session, args, model, innermost(optimizer))
 
@@ -210,7 +211,7 @@ class FLCallback(TrainerCallback):
     ) -> None:
         def correct(inner: Optimizer, *_: Any) -> None:
             # unscaled unless fused, and clipped: the Trainer has no hook before that
-            session.adjust_gradients(getattr(inner, "grad_scale", None))
+            session.adjust_gradients(inner, getattr(inner, "grad_scale", None))
 
         self._tally = Tally(args, model)
         self._hooks.append(

@@ -93,8 +93,10 @@ class Tally:
                 "the Trainer hides the labels from the model (label smoothing, "
                 "compute_loss_func): updates weigh by input tokens, not target tokens"
             )
-        mask = kwargs.get("attention_mask")
-        return kwargs["input_ids"].numel() if mask is None else int(mask.sum())
+        for name in ("attention_mask", "input_ids"):
+            if isinstance(found := kwargs.get(name), Tensor):
+                return int(found.sum()) if name == "attention_mask" else found.numel()
+        return _rows(kwargs)
 
 
 def _targets_of(base: nn.Module) -> tuple[bool, bool]:

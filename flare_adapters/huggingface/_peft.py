@@ -18,6 +18,17 @@ def adapters_of(model: nn.Module) -> dict[str, PeftConfig]:
     return {name: model.peft_config[name] for name in names}
 
 
+def private_names(model: nn.Module) -> list[str]:
+    """Return the names of what belongs to adapters that are not active."""
+    active = adapters_of(model)
+    others = [one for one in getattr(model, "peft_config", {}) if one not in active]
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if any(other in name.split(".") for other in others)
+    ]
+
+
 def names_on_wire(model: nn.Module) -> dict[str, str]:
     """Return the names in ``adapter_model.safetensors``, by name in the model.
 

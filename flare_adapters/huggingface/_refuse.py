@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from flare_adapters._torch import LocalSession, refuse_under_deepspeed
+from flare_adapters._torch import LocalSession, refuse_deepspeed
 from flare_adapters.huggingface._peft import adapters_of
 from flare_core import UnsupportedError
 
@@ -19,12 +19,7 @@ def refuse_arguments(args: TrainingArguments, session: LocalSession) -> None:
         UnsupportedError: If it is.
     """
     if args.deepspeed_plugin is not None:
-        refuse_under_deepspeed(session.plan.strategy)
-        msg = (
-            "DeepSpeed keeps master weights of its own, which overwrite the global "
-            "model at the next step: expected another engine (DDP, FSDP2)"
-        )
-        raise UnsupportedError(msg)
+        refuse_deepspeed(session.plan.strategy)
     parallelism = args.parallelism_config
     if parallelism is not None and parallelism.non_data_parallel_size > 1:
         msg = (

@@ -6,16 +6,16 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
-from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from flare_adapters._torch import LocalSession, options, refuse_under_deepspeed
+from flare_adapters._torch import LocalSession, num_examples, options
 from flare_adapters.lightning._loop import (
     fit_length_to,
+    grad_scale,
     horizon_of,
-    is_deepspeed,
     playable,
+    refuse_engine,
     validation_metrics,
 )
 from flare_core import OptimizerState, Select
@@ -62,6 +62,7 @@ class FLCallback(Callback):
         self._session: LocalSession | None = None
         self._horizon = ""
         self._epoch_seen = -1
+        self._cannot_count = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get the plan, and set the length of the fit to it."""
@@ -70,19 +71,26 @@ class FLCallback(Callback):
             return
         self._session = LocalSession(self._options)
         self._horizon = horizon_of(trainer)
-        if is_deepspeed(trainer.strategy):
-            refuse_under_deepspeed(self._session.plan.strategy)
-        if not trainer.fast_dev_run:
-            fit_length_to(self._session, trainer)
-            rank_zero_info(f"The plan sets the length: {horizon_of(trainer)}")
+        refuse_engine(self._session, trainer.strategy)
+        self._set_length(trainer, epochs=0, steps=0)
+        rank_zero_info(f"The plan sets the length: {horizon_of(trainer)}")
         _warn_of_local_stops(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Play all rounds after what the checkpoint has seen, not instead of them."""
+        epochs, steps = checkpoint["epoch"] + 1, checkpoint["global_step"]
+        self._set_length(trainer, epochs=epochs, steps=steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join, and load the first global model."""
         del pl_module
         if self._session is not None:
-            self._session.at_step(trainer.global_step)
-            self._epoch_seen = trainer.current_epoch - 1
+            epochs, steps = trainer.current_epoch, trainer.global_step
+            self._set_length(trainer, epochs=epochs, steps=steps)
+            self._session.at_step(steps)
+            self._epoch_seen = epochs - 1
             self._session.join(
                 _model(trainer),
                 playable=playable(self._session, trainer),
@@ -102,7 +110,7 @@ class FLCallback(Callback):
         if self._session is None:
             return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        self._session.saw(extract_batch_size(batch), loss)
+        self._session.saw(self._count(batch), loss)
         self._session.at_step(trainer.global_step)
         if trainer.is_last_batch:
             self._epoch_over(trainer)
@@ -118,10 +126,11 @@ class FLCallback(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Correct the gradients: unscaled, and not clipped yet."""
-        del trainer, pl_module, optimizer
+        """Correct the gradients, which are not clipped yet."""
+        del pl_module
         if self._session is not None:
-            self._session.adjust_gradients()
+            scale = grad_scale(trainer, optimizer)
+            self._session.adjust_gradients(optimizer, scale)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the metrics, if it was the global model that was validated."""
@@ -144,6 +153,18 @@ class FLCallback(Callback):
         del trainer, pl_module
         if self._session is not None:
             self._session.fail(exception)
+
+    def _set_length(self, trainer: Trainer, *, epochs: int, steps: int) -> None:
+        if self._session is not None and not trainer.fast_dev_run:
+            fit_length_to(self._session, trainer, epochs=epochs, steps=steps)
+
+    def _count(self, batch: Any) -> int:
+        found = num_examples(batch)
+        if found is None and not self._cannot_count:
+            self._cannot_count = True
+            kind = type(batch).__name__
+            rank_zero_warn(f"Cannot count the examples of a {kind}: each counts as one")
+        return 1 if found is None else found
 
     def _epoch_over(self, trainer: Trainer) -> None:
         self._epoch_seen = trainer.current_epoch

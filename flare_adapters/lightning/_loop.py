@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 from lightning.pytorch import Trainer
+from torch.optim import Optimizer
 
-from flare_adapters._torch import LocalSession
+from flare_adapters._torch import LocalSession, refuse_deepspeed
+from flare_core import UnsupportedError
 
 
 def horizon_of(trainer: Trainer) -> str:
@@ -13,22 +15,32 @@ def horizon_of(trainer: Trainer) -> str:
     return f"Trainer(max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps})"
 
 
-def fit_length_to(session: LocalSession, trainer: Trainer) -> None:
+def fit_length_to(
+    session: LocalSession, trainer: Trainer, *, epochs: int, steps: int
+) -> None:
     """Set the length of the fit to that of the run.
 
     Call it in ``setup``: then ``estimated_stepping_batches`` and all LR schedules
     built from it see the real length.
+
+    Args:
+        session: The site's part in the run.
+        trainer: Whose fit it is.
+        epochs: Epochs that an earlier fit, resumed from a checkpoint, has played.
+        steps: Its steps.
     """
     by_steps = session.schedule.unit == "steps"
-    trainer.fit_loop.max_epochs = -1 if by_steps else session.total_length
-    trainer.fit_loop.epoch_loop.max_steps = session.total_length if by_steps else -1
+    total = session.total_length
+    trainer.fit_loop.max_epochs = -1 if by_steps else epochs + total
+    trainer.fit_loop.epoch_loop.max_steps = steps + total if by_steps else -1
 
 
 def playable(session: LocalSession, trainer: Trainer) -> float:
     """Return the epochs or steps that the fit will run, as the schedule counts."""
     by_steps = session.schedule.unit == "steps"
     limit = trainer.max_steps if by_steps else trainer.max_epochs
-    return math.inf if limit is None or limit < 0 else limit
+    done = trainer.global_step if by_steps else trainer.current_epoch
+    return math.inf if limit is None or limit < 0 else limit - done
 
 
 def validation_metrics(trainer: Trainer) -> dict[str, Any]:
@@ -41,6 +53,29 @@ def validation_metrics(trainer: Trainer) -> dict[str, Any]:
     return dict(results.metrics(on_step=False)["callback"]) if results else {}
 
 
-def is_deepspeed(strategy: object) -> bool:
-    """Tell whether DeepSpeed trains, in Lightning or in pytorch_lightning."""
-    return any(one.__name__ == "DeepSpeedStrategy" for one in type(strategy).__mro__)
+def refuse_engine(session: LocalSession, strategy: object) -> None:
+    """Raise if the Lightning strategy hides the weights, also pytorch_lightning's.
+
+    Raises:
+        UnsupportedError: If it does.
+    """
+    names = {one.__name__ for one in type(strategy).__mro__}
+    if "DeepSpeedStrategy" in names:
+        refuse_deepspeed(session.plan.strategy)
+    if "FSDPStrategy" in names:
+        msg = (
+            "FSDPStrategy flattens parameters (FSDP version 1): expected "
+            "ModelParallelStrategy with fully_shard (version 2), or DDP"
+        )
+        raise UnsupportedError(msg)
+
+
+def grad_scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """Return what the gradients are multiplied by right before a step.
+
+    With automatic mixed precision in float16, an optimizer that unscales gradients by
+    itself (``fused=True``) has not done so yet.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    by_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return float(scaler.get_scale()) if scaler is not None and by_itself else 1.0

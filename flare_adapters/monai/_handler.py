@@ -10,13 +10,13 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
 
-from flare_adapters._torch import LocalSession, options
-from flare_adapters.monai._batch import loss_of, num_examples
+from flare_adapters._torch import LocalSession, num_examples, options
 from flare_adapters.monai._loop import (
     evaluate,
     fit_length_to,
     go_on,
     horizon_of,
+    loss_of,
     stop,
     undisturbed,
 )

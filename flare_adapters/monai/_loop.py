@@ -1,14 +1,15 @@
-"""The length of an Ignite run, and a validation in the middle of it."""
+"""The length of an Ignite run, its loss, and a validation in the middle of it."""
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine
-from torch import nn
+from torch import Tensor, nn
 
 from flare_adapters._torch import LocalSession
 
@@ -48,6 +49,21 @@ def stop(engine: Engine, *, epoch_is_over: bool) -> None:
         engine.state.max_epochs = engine.state.epoch
     else:
         engine.terminate()
+
+
+def loss_of(output: Any) -> Tensor | float | None:
+    """Return the training loss in what an iteration returned, if it is there.
+
+    That is a scalar, the entry ``loss`` of a mapping, or the same in a decollated
+    list, where MONAI has repeated it for each example.
+    """
+    if isinstance(output, list) and output:
+        output = output[0]
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    if isinstance(output, Tensor):
+        return output.reshape(()) if output.numel() == 1 else None
+    return float(output) if isinstance(output, (int, float)) else None
 
 
 def evaluate(evaluator: Engine, epoch: int) -> None:

@@ -53,7 +53,7 @@ class StepHooks:
         def correct(optimizer: Optimizer, *_: Any) -> None:
             # set while a GradScaler steps a fused optimizer, which unscales by itself
             scale = getattr(optimizer, "grad_scale", None)
-            session.adjust_gradients(scale, optimizer=optimizer)
+            session.adjust_gradients(optimizer, scale)
 
         def count(*_: Any) -> None:
             self._num_steps += 1

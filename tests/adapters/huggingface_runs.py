@@ -60,7 +60,7 @@ def stand_still(file: Path, model: Any, *, every_n_steps: int | None = None) -> 
     session.join(model, playable=math.inf, horizon="", names=names)
     session.saw(1)
     session.exchange()
-    session.leave()
+    session.leave("the test is over")
 
 
 def records_of(server: RunningServer) -> list[RoundRecord]:

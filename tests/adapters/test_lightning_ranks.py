@@ -6,22 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lightning as L  # noqa: N812 - as its users write it
 import pytest
 import pytorch_lightning
 import torch
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
+    FSDPStrategy,
     SingleDeviceStrategy,
+    Strategy,
 )
 from torch import nn
 
 from adapters.scripts import lightning_site
 from adapters.scripts.lightning_site import LEARNING_RATE, Net, rows
+from flare_adapters._torch import LocalSession, options
 from flare_adapters.lightning import FLCallback, FLStrategy
-from flare_adapters.lightning._loop import is_deepspeed
-from flare_core import Plan, Selection
+from flare_adapters.lightning._loop import refuse_engine
+from flare_core import Plan, Selection, StrategySettings, UnsupportedError
 from support import RunServer, SiteFile
 
 ROUNDS = 3
@@ -121,6 +123,39 @@ def test_the_callback_of_a_strategy_is_not_added_beside_the_users() -> None:
     assert len(found) == 1
 
 
-def test_deepspeed_is_recognised_in_lightning() -> None:
-    assert is_deepspeed(DeepSpeedStrategy.__new__(DeepSpeedStrategy))
-    assert not is_deepspeed(L.pytorch.strategies.DDPStrategy())
+@pytest.mark.parametrize(
+    ("engine", "mu", "message"),
+    [
+        (DeepSpeedStrategy, 0.1, r"strategy.mu = 0.1 .* DeepSpeed steps inside"),
+        (DeepSpeedStrategy, 0, "master weights of its own"),
+        (FSDPStrategy, 0, "flattens parameters.*ModelParallelStrategy"),
+    ],
+)
+def test_an_engine_that_hides_weights_is_refused(
+    engine: type[Strategy],
+    mu: float,
+    message: str,
+    run_server: RunServer,
+    site_file: SiteFile,
+) -> None:
+    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=mu)))
+    session = LocalSession(
+        options(str(site_file("a", server.endpoint)), None, None, "auto", "keep")
+    )
+    hidden = object.__new__(engine)  # what it needs to be made is not installed
+
+    with pytest.raises(UnsupportedError, match=message) as refused:
+        refuse_engine(session, hidden)
+
+    session.fail(refused.value)
+
+
+def test_ddp_is_not_refused(run_server: RunServer, site_file: SiteFile) -> None:
+    server = run_server(Plan(rounds=1))
+    session = LocalSession(
+        options(str(site_file("a", server.endpoint)), None, None, "auto", "keep")
+    )
+
+    refuse_engine(session, DDPStrategy())
+
+    session.leave("the test is over")

@@ -8,8 +8,9 @@ import torch
 from ignite.engine import Engine
 
 from adapters.ignite_runs import engine, linear, records, sgd
+from flare_adapters._torch import num_examples
 from flare_adapters.monai import FLHandler
-from flare_adapters.monai._batch import loss_of, num_examples
+from flare_adapters.monai._loop import loss_of
 from flare_core import Plan
 from support import RunServer, SiteFile
 

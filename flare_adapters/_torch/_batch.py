@@ -1,9 +1,7 @@
-"""What one iteration tells: how many examples it saw, and its loss."""
+"""How many examples a batch holds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from torch import Tensor
 
 
 def num_examples(batch: Any) -> int | None:
@@ -19,21 +17,6 @@ def num_examples(batch: Any) -> int | None:
         return _in_list(batch)
     shape = getattr(batch, "shape", ())  # a tensor or an array
     return int(shape[0]) if shape else None
-
-
-def loss_of(output: Any) -> Tensor | float | None:
-    """Return the training loss in what an iteration returned, if it is there.
-
-    That is a scalar, the entry ``loss`` of a mapping, or the same in a decollated
-    list, where MONAI has repeated it for each example.
-    """
-    if isinstance(output, list) and output:
-        output = output[0]
-    if isinstance(output, Mapping):
-        output = output.get("loss")
-    if isinstance(output, Tensor):
-        return output.reshape(()) if output.numel() == 1 else None
-    return float(output) if isinstance(output, (int, float)) else None
 
 
 def _in_list(batch: Sequence[Any]) -> int | None:
