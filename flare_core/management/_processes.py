@@ -89,7 +89,8 @@ class SiteProcess:
                 os.killpg(self._process.pid, signum)
         for pid in family(self._site_file):
             with suppress(ProcessLookupError):
-                os.kill(pid, signum)
+                if os.getpgid(pid) != self._process.pid:  # told with its group
+                    os.kill(pid, signum)
 
     def wait(self, deadline: float) -> None:
         """Return when all its processes have ended, or at the deadline."""

@@ -1,11 +1,9 @@
 """Small runs of Ignite engines, and what a server saw of them."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
@@ -14,9 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flare_adapters.monai import FLHandler
 from flare_core import ModelState
-from flare_core.application import ManifestEntry, Published, RoundPlayed, RoundRecord
-from flare_core.communication import unpack
-from support import RunningServer
 
 FEATURES = 4
 RATE = 0.1
@@ -121,28 +116,6 @@ def play(
     return trainer
 
 
-def together(*acts: Callable[[], Any]) -> list[BaseException | None]:
-    """Run one site a thread, and return what each raised."""
-    with ThreadPoolExecutor(len(acts)) as pool:
-        return [each.exception(100) for each in [pool.submit(act) for act in acts]]
-
-
-def models(server: RunningServer) -> list[ModelState]:
-    """Return the global models, from the initial to the final one."""
-    return [unpack(one.frames) for one in server.events if isinstance(one, Published)]
-
-
-def records(server: RunningServer) -> list[RoundRecord]:
-    """Return the record of each round."""
-    return [one.record for one in server.events if isinstance(one, RoundPlayed)]
-
-
-def manifest(file: Path) -> list[ManifestEntry]:
-    """Return what has left the site of this file."""
-    lines = (file.parent / f"manifest-{file.stem}.jsonl").read_bytes()
-    return msgspec.json.Decoder(ManifestEntry).decode_lines(lines)
-
-
 def furthest(found: ModelState, expected: nn.Module) -> float:
     """Return the largest difference of a global model from a module."""
     state = expected.state_dict()
@@ -152,20 +125,3 @@ def furthest(found: ModelState, expected: nn.Module) -> float:
         for name in state
     ]
     return float(max(differences))
-
-
-def assert_equal(found: Any, expected: Any) -> None:
-    """Equal in every bit, through dictionaries and lists."""
-    if isinstance(expected, Tensor):
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
-    elif isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_equal(found[key], value)
-    elif isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_equal(one, other)
-    else:
-        assert found == expected

@@ -1,7 +1,5 @@
 """The Lightning callback against the plain script, with the real framework."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,152 +7,34 @@ import lightning as L  # noqa: N812 - as its users write it
 import msgspec
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader
 
+from adapters.lightning_runs import FEATURES, Linear, Log, Net, data, fit, frozen, whole
 from adapters.scripts.lightning_site import trainer
+from adapters.sites import assert_equal, models, records, together
 from flare_adapters.lightning import FLCallback
 from flare_core import (
-    BaseModelError,
     ConfigurationError,
-    HorizonError,
-    LayoutError,
     Plan,
-    RunAbortedError,
     Schedule,
     Selection,
     StrategySettings,
-    UpdateError,
 )
 from flare_core.application import (
     ManifestEntry,
     Published,
-    RoundPlayed,
     SiteJoined,
-    SiteLeft,
 )
 from flare_core.communication import unpack
-from support import RunningServer, RunServer, SiteFile
+from support import RunServer, SiteFile
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # Lightning's advice
     # lightning 2.6.6 on torch 2.13, in _pytree.py
     pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning"),
 ]
-
-FEATURES = 4
-
-
-class Net(L.LightningModule):
-    """Dropout, BatchNorm, Adam and a schedule as long as the fit says."""
-
-    def __init__(self, *, width: int = 8, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.body = nn.Sequential(
-            nn.Linear(FEATURES, width), nn.BatchNorm1d(width), nn.Tanh()
-        )
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(width, 1))
-        self.rates: list[float] = []
-
-    def loss(self, batch: Any) -> Tensor:
-        features, target = batch
-        return nn.functional.mse_loss(self.head(self.body(features)), target)
-
-    def training_step(self, batch: Any) -> Tensor:
-        loss = self.loss(batch)
-        self.log("train_loss", loss, on_step=True, on_epoch=True)
-        return loss
-
-    def validation_step(self, batch: Any) -> None:
-        self.log("val_loss", self.loss(batch))
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(
-            [one for one in self.parameters() if one.requires_grad], lr=0.01
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, steps)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-
-class Linear(L.LightningModule):
-    """One layer and plain SGD: what a step does can be told by hand."""
-
-    def __init__(self, *, value: float = 0.0, rate: float = 0.1) -> None:
-        super().__init__()
-        self.layer = nn.Linear(FEATURES, 1)
-        self.rate = rate
-        nn.init.constant_(self.layer.weight, value)
-        nn.init.constant_(self.layer.bias, value)
-
-    def training_step(self, batch: Any) -> Tensor:
-        features, target = batch
-        return nn.functional.mse_loss(self.layer(features), target)
-
-    def validation_step(self, batch: Any) -> None:
-        self.log("val_weight", self.layer.weight.sum())
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=self.rate)
-
-
-class Log(Logger):
-    """Keeps what Lightning logs."""
-
-    name = version = "log"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[tuple[int | None, dict[str, float]]] = []
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.lines.append((step, dict(metrics)))
-
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """There are none."""
-
-
-def data(seed: int = 0, num: int = 22) -> TensorDataset:
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(num, FEATURES, generator=generator)
-    return TensorDataset(features, features.sum(1, keepdim=True) + seed)
-
-
-def whole(rows: TensorDataset) -> DataLoader[Any]:
-    return DataLoader(rows, batch_size=len(rows))
-
-
-def fit(
-    net: L.LightningModule,
-    loader: DataLoader[Any],
-    *callbacks: Callback,
-    **settings: Any,
-) -> L.Trainer:
-    run = trainer(callbacks=list(callbacks), **({"max_epochs": 1} | settings))
-    run.fit(net, loader, loader)
-    return run
-
-
-def together(*acts: Callable[[], Any]) -> list[BaseException | None]:
-    """Run one site a thread, and return what each raised."""
-    with ThreadPoolExecutor(len(acts)) as pool:
-        return [each.exception(100) for each in [pool.submit(act) for act in acts]]
-
-
-def published(server: RunningServer) -> dict[str, Any]:
-    """The last global model."""
-    frames = [one.frames for one in server.events if isinstance(one, Published)][-1]
-    return dict(unpack(frames))
-
-
-def records(server: RunningServer) -> list[Any]:
-    return [one.record for one in server.events if isinstance(one, RoundPlayed)]
 
 
 @pytest.mark.parametrize(
@@ -197,37 +77,6 @@ def test_one_site_is_the_plain_script_bit_for_bit(
     assert_equal(dict(run.callback_metrics), dict(plain.callback_metrics))
 
 
-def assert_equal(found: Any, expected: Any) -> None:
-    """Equal in every bit, through dictionaries and lists."""
-    if isinstance(expected, Tensor):
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
-    elif isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_equal(found[key], value)
-    elif isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_equal(one, other)
-    else:
-        assert found == expected
-
-
-@pytest.fixture
-def pair(
-    run_server: RunServer, site_file: SiteFile
-) -> Callable[..., tuple[RunningServer, list[Path]]]:
-    """Start a server for two sites."""
-
-    def start(plan: Plan | None = None) -> tuple[RunningServer, list[Path]]:
-        server = run_server(plan or Plan(rounds=2, selection=Selection(sites=2)))
-        files = [site_file(n, server.endpoint, i, 2) for i, n in enumerate("ab")]
-        return server, files
-
-    return start
-
-
 def test_two_sites_are_centralised_gradient_descent(pair: Any) -> None:
     server, files = pair(Plan(rounds=3, selection=Selection(sites=2)))
     parts = [data(0, 24), data(1, 40)]
@@ -247,7 +96,7 @@ def test_two_sites_are_centralised_gradient_descent(pair: Any) -> None:
         optimizer.zero_grad()
         net.training_step(batch).backward()
         optimizer.step()
-    for name, value in published(server).items():
+    for name, value in models(server)[-1].items():
         torch.testing.assert_close(
             torch.from_numpy(value.copy()), net.state_dict()[name], rtol=0, atol=1e-6
         )
@@ -319,100 +168,17 @@ def test_fedprox_pulls_each_step_towards_the_global_model(
     assert not torch.allclose(pulled, weights(StrategySettings()), atol=1e-4)
 
 
-def test_early_stopping_tells_the_server_instead_of_hanging_it(pair: Any) -> None:
-    _, files = pair(Plan(rounds=9, selection=Selection(sites=2)))
-    impatient = EarlyStopping("val_weight", mode="min", patience=1, min_delta=1e6)
+def test_batch_counters_are_kept_as_integers(pair: Any) -> None:
+    server, files = pair()
+    loaders = [DataLoader(data(0), batch_size=4), DataLoader(data(1), batch_size=8)]
 
-    raised = together(
-        lambda: fit(Linear(), whole(data(0)), FLCallback(files[0]), impatient),
-        lambda: fit(Linear(), whole(data(1)), FLCallback(files[1])),
+    together(
+        lambda: fit(Net(), loaders[0], FLCallback(files[0])),
+        lambda: fit(Net(), loaders[1], FLCallback(files[1])),
     )
 
-    assert raised[0] is None
-    assert isinstance(raised[1], RunAbortedError)
-    assert "site 'a' left: its fit was stopped (EarlyStopping" in str(raised[1])
-    assert "selection.quorum" in str(raised[1])
-
-
-def test_a_run_with_a_quorum_goes_on_without_the_site_that_stopped(
-    pair: Any,
-) -> None:
-    plan = Plan(rounds=4, selection=Selection(sites=2, quorum=1))
-    server, files = pair(plan)
-
-    raised = together(
-        lambda: fit(
-            Linear(),
-            whole(data(0)),
-            FLCallback(files[0]),
-            EarlyStopping("val_weight", mode="min", patience=1, min_delta=1e6),
-        ),
-        lambda: fit(Linear(), whole(data(1)), FLCallback(files[1])),
-    )
-
-    assert raised == [None, None]
-    assert server.result().rounds == 4
-    assert list(records(server)[-1].sites) == ["b"]
-
-
-def test_a_training_step_that_breaks_is_told_to_the_others(pair: Any) -> None:
-    _, files = pair()
-
-    class Broken(Linear):
-        def training_step(self, batch: Any) -> Tensor:
-            msg = "no such organ"
-            raise RuntimeError(msg)
-
-    raised = together(
-        lambda: fit(Linear(), whole(data(0)), FLCallback(files[0])),
-        lambda: fit(Broken(), whole(data(1)), FLCallback(files[1])),
-    )
-
-    assert "site 'b' failed: RuntimeError: no such organ" in str(raised[0])
-    assert str(raised[1]) == "no such organ"
-
-
-def test_a_fit_shorter_than_the_run_is_refused(
-    run_server: RunServer, site_file: SiteFile
-) -> None:
-    server = run_server(Plan(rounds=20))
-
-    with pytest.raises(HorizonError, match=r"plays 1 rounds.*the run has 20"):
-        fit(
-            Linear(),
-            whole(data()),
-            FLCallback(site_file("a", server.endpoint)),
-            fast_dev_run=True,
-        )
-
-
-def test_a_nan_is_refused_by_name(run_server: RunServer, site_file: SiteFile) -> None:
-    server = run_server(Plan(rounds=1))
-    callback = FLCallback(site_file("a", server.endpoint))
-
-    with pytest.raises(UpdateError, match=r"site 'a': tensor 'layer.*finite.*NaN"):
-        fit(Linear(rate=float("nan")), whole(data()), callback)
-
-
-def test_a_layout_that_differs_names_the_tensor_and_both_shapes(pair: Any) -> None:
-    _, files = pair()
-
-    raised = together(
-        lambda: fit(Net(width=8), whole(data(0)), FLCallback(files[0])),
-        lambda: fit(Net(width=6), whole(data(1)), FLCallback(files[1])),
-    )
-
-    assert isinstance(raised[0], RunAbortedError)
-    assert isinstance(raised[1], LayoutError)
-    for error in raised:
-        assert "tensor 'body.0.bias'" in str(error)
-        assert "F32 (8,) as at site 'a', got F32 (6,)" in str(error)
-
-
-def frozen(seed: int = 0) -> Net:
-    net = Net(seed=seed)
-    net.body.requires_grad_(requires_grad=False)
-    return net
+    counter = models(server)[-1]["body.1.num_batches_tracked"]
+    assert (int(counter), counter.dtype.name) == (12, "int64")
 
 
 def test_only_trainable_tensors_leave_a_frozen_backbone(
@@ -428,18 +194,6 @@ def test_only_trainable_tensors_leave_a_frozen_backbone(
     assert {one.name for one in left} == {"head.1.weight", "head.1.bias"}
     joined = next(one for one in server.events if isinstance(one, SiteJoined))
     assert {one.name for one in joined.stays} >= {"body.0.weight", "body.1.weight"}
-
-
-def test_another_frozen_base_is_refused(pair: Any) -> None:
-    _, files = pair()
-
-    raised = together(
-        lambda: fit(frozen(seed=0), whole(data(0)), FLCallback(files[0])),
-        lambda: fit(frozen(seed=1), whole(data(1)), FLCallback(files[1])),
-    )
-
-    assert isinstance(raised[1], BaseModelError)
-    assert "frozen base model" in str(raised[0])
 
 
 class Wide(L.LightningModule):
@@ -491,7 +245,7 @@ def test_select_says_which_layers_travel(
 
     fit(Net(), whole(data()), FLCallback(file, select=select))
 
-    layers = {name.rpartition(".")[0] for name in published(server)}
+    layers = {name.rpartition(".")[0] for name in models(server)[-1]}
     assert layers == expected
 
 
@@ -503,153 +257,3 @@ def test_a_selection_of_nothing_is_refused(
 
     with pytest.raises(ConfigurationError, match=r"'haed\.\*' leaves nothing"):
         fit(Net(), whole(data()), callback)
-
-
-def test_batch_counters_are_kept_as_integers(pair: Any) -> None:
-    server, files = pair()
-    loaders = [DataLoader(data(0), batch_size=4), DataLoader(data(1), batch_size=8)]
-
-    together(
-        lambda: fit(Net(), loaders[0], FLCallback(files[0])),
-        lambda: fit(Net(), loaders[1], FLCallback(files[1])),
-    )
-
-    counter = published(server)["body.1.num_batches_tracked"]
-    assert (int(counter), counter.dtype.name) == (12, "int64")
-
-
-def test_reset_drops_the_optimizers_state_each_round(
-    run_server: RunServer, site_file: SiteFile
-) -> None:
-    server = run_server(Plan(rounds=3))
-    steps: list[int] = []
-
-    class Watch(Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            state = trainer.optimizers[0].state
-            steps.append(max((int(one["step"]) for one in state.values()), default=0))
-
-    callback = FLCallback(site_file("a", server.endpoint), optimizer_state="reset")
-    fit(Net(), DataLoader(data(), batch_size=11), callback, Watch())
-
-    assert steps == [1, 0, 1, 0, 1, 0]
-
-
-class Endless(IterableDataset[Any]):
-    """Rows without a length."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(data())
-
-
-@pytest.mark.parametrize(
-    ("loader", "settings", "expected"),
-    [
-        (DataLoader(Endless(), batch_size=4), {}, 22),
-        (DataLoader(Endless(), batch_size=4), {"limit_train_batches": 2}, 8),
-        (DataLoader(data(), batch_size=4), {"limit_train_batches": 0.5}, 12),
-        (DataLoader(data(), batch_size=4), {"min_epochs": 10}, 22),
-    ],
-)
-def test_examples_are_those_really_seen(
-    loader: Any,
-    settings: dict[str, Any],
-    expected: int,
-    run_server: RunServer,
-    site_file: SiteFile,
-) -> None:
-    server = run_server(Plan(rounds=2))
-    callback = FLCallback(site_file("a", server.endpoint))
-
-    trainer(max_epochs=1, callbacks=[callback], **settings).fit(Linear(), loader)
-
-    assert [one.num_examples for one in records(server)] == [expected, expected]
-
-
-def test_an_epoch_that_the_module_cuts_short_ends_its_round(
-    run_server: RunServer, site_file: SiteFile
-) -> None:
-    server = run_server(Plan(rounds=2))
-
-    class Short(Linear):
-        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-            return -1 if batch_idx == 2 else None
-
-    callback = FLCallback(site_file("a", server.endpoint))
-    fit(Short(), DataLoader(data(), batch_size=4), callback)
-
-    assert [one.num_examples for one in records(server)] == [8, 8]
-
-
-def test_several_optimizers_of_a_manual_loop_count_each_step(
-    run_server: RunServer, site_file: SiteFile
-) -> None:
-    server = run_server(Plan(rounds=2))
-
-    class Two(Linear):
-        automatic_optimization = False
-
-        def training_step(self, batch: Any) -> Tensor:
-            for optimizer in self.optimizers():
-                loss = super().training_step(batch)
-                optimizer.zero_grad()
-                self.manual_backward(loss)
-                optimizer.step()
-            return loss
-
-        def configure_optimizers(self) -> Any:
-            return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
-
-    callback = FLCallback(site_file("a", server.endpoint), every_n_steps=4)
-    fit(Two(), DataLoader(data(), batch_size=4), callback)
-
-    assert [one.num_examples for one in records(server)] == [8, 8]
-
-
-def test_the_plan_puts_its_schedule_first(
-    run_server: RunServer, site_file: SiteFile
-) -> None:
-    server = run_server(Plan(rounds=2, schedule=Schedule(every_n_steps=3)))
-    callback = FLCallback(site_file("a", server.endpoint), every_n_epochs=5)
-
-    run = fit(Linear(), DataLoader(data(), batch_size=4), callback)
-
-    assert run.global_step == 6
-
-
-def test_switched_off_the_callback_does_nothing(monkeypatch: Any) -> None:
-    monkeypatch.setenv("FLARE_SITE", "off")
-
-    run = fit(Linear(), whole(data()), FLCallback(), max_epochs=3)
-
-    assert run.current_epoch == 3
-
-
-def test_without_a_federation_the_callback_says_how_to_get_one() -> None:
-    with pytest.raises(ConfigurationError, match=r"FLARE_SITE is not set.*simulate"):
-        FLCallback()
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"every_n_epochs": 1, "every_n_steps": 1},
-        {"every_n_steps": 0},
-        {"optimizer_state": "kept"},
-    ],
-)
-def test_a_wrong_argument_is_refused_at_once(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"every_n|>= 1|kept"):
-        FLCallback("off", **wrong)
-
-
-def test_a_site_that_leaves_gives_its_last_metrics(
-    run_server: RunServer, site_file: SiteFile
-) -> None:
-    server = run_server(Plan(rounds=1))
-
-    fit(Linear(), whole(data()), FLCallback(site_file("a", server.endpoint)))
-
-    assert server.result().error == ""
-    left = next(one for one in server.events if isinstance(one, SiteLeft))
-    assert (left.reason, list(left.metrics)) == ("", ["val_weight"])

@@ -25,18 +25,8 @@ from monai.handlers import (
 from torch import nn
 from torch.optim import Optimizer
 
-from adapters.ignite_runs import (
-    assert_equal,
-    furthest,
-    linear,
-    loss_on,
-    models,
-    net,
-    records,
-    rows,
-    sgd,
-    together,
-)
+from adapters.ignite_runs import furthest, linear, loss_on, net, rows, sgd
+from adapters.sites import assert_equal, models, records, together
 from flare_adapters.monai import FLHandler
 from flare_core import Plan, RunAbortedError, Schedule, Selection
 from support import RunningServer, RunServer, SiteFile

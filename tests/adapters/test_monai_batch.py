@@ -7,7 +7,8 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from adapters.ignite_runs import engine, linear, records, sgd
+from adapters.ignite_runs import engine, linear, sgd
+from adapters.sites import records
 from flare_adapters._torch import num_examples
 from flare_adapters.monai import FLHandler
 from flare_adapters.monai._loop import loss_of

@@ -9,19 +9,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch.utils.data import DataLoader
 
-from adapters.ignite_runs import (
-    engine,
-    linear,
-    loss_on,
-    models,
-    net,
-    play,
-    records,
-    rows,
-    sgd,
-    together,
-    whole,
-)
+from adapters.ignite_runs import engine, linear, loss_on, net, play, rows, sgd, whole
+from adapters.sites import models, records, together
 from flare_adapters.monai import FLHandler
 from flare_core import (
     BaseModelError,

@@ -14,22 +14,18 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from adapters.ignite_runs import (
-    assert_equal,
     engine,
     evaluator,
     furthest,
     linear,
     loss_on,
-    manifest,
-    models,
     net,
     play,
-    records,
     rows,
     sgd,
-    together,
     whole,
 )
+from adapters.sites import assert_equal, manifest, models, records, together
 from flare_adapters.monai import FLHandler
 from flare_core import Plan, Schedule, Selection
 from flare_core.application import SiteJoined

@@ -9,19 +9,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from adapters.ignite_runs import (
-    RATE,
-    furthest,
-    linear,
-    loss_on,
-    models,
-    play,
-    records,
-    rows,
-    sgd,
-    together,
-    whole,
-)
+from adapters.ignite_runs import RATE, furthest, linear, loss_on, play, rows, sgd, whole
+from adapters.sites import models, records, together
 from flare_adapters.monai import FLHandler
 from flare_core import Plan, StrategySettings
 from support import RunServer, SiteFile

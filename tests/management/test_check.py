@@ -59,3 +59,22 @@ def test_a_script_that_fails_before_joining_is_shown(
 
     assert done.returncode == 1
     assert "OSError: no data" in done.stderr
+
+
+def test_names_the_site_whose_loop_has_another_length(
+    flare: Flare, script: WriteScript
+) -> None:
+    body = """\
+link = flare.connect(me)
+link.plan()
+weights = flare.ModelState({"weight": np.zeros(2)})
+horizon = f"max_epochs={3 + me.index // 2}"
+link.join(flare.Proposal(weights=weights, horizon=horizon))
+"""
+
+    done = flare("check", script(body), "--sites", "3")
+
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0, done.stderr
+    assert "site 'site-3': horizon: expected max_epochs=3 as at site 'site-1'" in said
+    assert "site 'site-2': horizon" not in said

@@ -50,3 +50,34 @@ def test_an_interrupt_leaves_no_process(
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert left_alive(tmp_path) == []
+
+
+CLEANS_UP = """
+def clean(*_):
+    with Path(me.folder, f"{me.name}.signals").open("a") as file:
+        file.write("t")
+    threading.Event().wait(0.3)
+    sys.exit(1)
+
+signal.signal(signal.SIGTERM, clean)
+"""
+
+
+def test_a_site_that_cleans_up_is_told_once(
+    script: WriteScript, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [COMMAND, "simulate", script(CLEANS_UP + TRAINS_FOR_EVER), "--sites", "1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stdout is not None
+        while " joined" not in command.stdout.readline():
+            pass
+
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=TIMEOUT_S)
+
+    (told,) = tmp_path.rglob("*.signals")
+    assert told.read_text() == "t"

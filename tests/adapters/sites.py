@@ -1,0 +1,54 @@
+"""What tests of all adapters share: sites in threads, and what a run has left."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from flare_core import ModelState
+from flare_core.application import ManifestEntry, Published, RoundPlayed, RoundRecord
+from flare_core.communication import unpack
+from support import RunningServer
+
+
+def together(*acts: Callable[[], Any]) -> list[BaseException | None]:
+    """Run one site a thread, and return what each raised."""
+    with ThreadPoolExecutor(len(acts)) as pool:
+        return [each.exception(100) for each in [pool.submit(act) for act in acts]]
+
+
+def models(server: RunningServer) -> list[ModelState]:
+    """Return the global models, from the initial to the final one."""
+    return [unpack(one.frames) for one in server.events if isinstance(one, Published)]
+
+
+def records(server: RunningServer) -> list[RoundRecord]:
+    """Return the record of each round."""
+    return [one.record for one in server.events if isinstance(one, RoundPlayed)]
+
+
+def manifest(file: Path) -> list[ManifestEntry]:
+    """Return what has left the site of this file."""
+    lines = (file.parent / f"manifest-{file.stem}.jsonl").read_bytes()
+    return msgspec.json.Decoder(ManifestEntry).decode_lines(lines)
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    """Equal in every bit, through dictionaries and lists."""
+    if isinstance(expected, Tensor):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_equal(found[key], value)
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_equal(one, other)
+    else:
+        assert found == expected
