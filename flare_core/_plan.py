@@ -1,5 +1,6 @@
 """The plan of a run: the server's word on rounds, schedule, strategy and selection."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import msgspec
@@ -156,8 +157,19 @@ def plan_from(tree: object, *, source: str) -> Plan:
     try:
         return msgspec.convert(tree, Plan)
     except msgspec.ValidationError as exc:
-        msg = f"{source}: {exc}"
+        known = (
+            f"; a plan has {', '.join(_keys(Plan))}" if "unknown" in str(exc) else ""
+        )
+        msg = f"{source}: {exc}{known}"
         raise ConfigurationError(msg) from None
+
+
+def _keys(table: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
+    for field in msgspec.structs.fields(table):
+        if isinstance(field.type, type) and issubclass(field.type, _Settings):
+            yield from _keys(field.type, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
 
 
 def _toml_value(text: str) -> object:

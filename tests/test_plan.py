@@ -54,7 +54,8 @@ def test_a_change_leaves_the_rest_and_the_plan_it_came_from() -> None:
     [
         ("rounds", "expected key=value"),
         ("nodes=3", "unknown field `nodes`"),
-        ("strategy.nu=1", "unknown field `nu` - at `$.strategy`"),
+        ("strategy.nu=1", "unknown field `nu` - at `$.strategy`; a plan has rounds"),
+        ("strategy.nu=1", "schedule.every_n_steps, strategy.name, strategy.mu, "),
         ("strategies.mu=1", "no table 'strategies'"),
         ("rounds.x=1", "no table 'rounds'"),
         ("strategy.mu.x=1", "no table 'mu'"),

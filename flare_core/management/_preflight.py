@@ -120,6 +120,7 @@ def _differing_horizons(joined: Sequence[SiteJoined]) -> Iterator[str]:
         if site.horizon != first.horizon:
             yield (
                 f"site {site.site!r}: horizon: expected {first.horizon or 'none'} "
-                f"as at site {first.site!r}, got {site.horizon or 'none'}; the plan sets the "
-                "length of all, but an LR schedule written for another one would differ"
+                f"as at site {first.site!r}, got {site.horizon or 'none'}; the plan "
+                "sets the length of all, but an LR schedule that the script wrote for "
+                "another one would differ"
             )
