@@ -9,6 +9,7 @@ so the baselines train without it.
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import final
 
@@ -72,7 +73,10 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def baselines(
-    script: Script, plan: Plan, folder: Path, show: Callable[[str], Display]
+    script: Script,
+    plan: Plan,
+    folder: Path,
+    show: Callable[[str], AbstractContextManager[Display]],
 ) -> Baselines:
     """Train every site alone, at the same time, and then all data together.
 
@@ -80,7 +84,7 @@ def baselines(
         script: What the federation's sites ran.
         plan: What the federation played.
         folder: Its run folder; the baselines go to sub-folders.
-        show: Returns a display under a title.
+        show: Returns a display under a title, to be entered.
     """
     own = _plan_for_one(plan)
     sites = sites_of(plan.selection.sites)
@@ -147,25 +151,25 @@ def _train(
     plan: Plan,
     sites: Sequence[Site],
     folders: Mapping[str, Path],
-    display: Display,
+    shown: AbstractContextManager[Display],
 ) -> tuple[dict[str, Result], float]:
     """Return the result of each site, a federation by itself, and the seconds."""
     began = time.monotonic()
-    simulations = [
-        Simulation(
-            script,
-            plan,
-            [site],
-            folders[site.name],
-            num_threads=share(len(sites)),
-            observers=[
-                RunFolder(folders[site.name]),
-                display.watch([site.name], plan.rounds),
-            ],
-        )
-        for site in sites
-    ]
-    with display:
+    with shown as display:
+        simulations = [
+            Simulation(
+                script,
+                plan,
+                [site],
+                folders[site.name],
+                num_threads=share(len(sites)),
+                observers=[
+                    RunFolder(folders[site.name]),
+                    display.watch([site.name], plan.rounds),
+                ],
+            )
+            for site in sites
+        ]
         results = play(simulations)
     names = (site.name for site in sites)
     return dict(zip(names, results, strict=True)), time.monotonic() - began

@@ -56,6 +56,13 @@ RunDirOption: TypeAlias = Annotated[
         "new. Default: runs/SCRIPT-TIME."
     ),
 ]
+CheckDirOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the sites' files and logs; must be empty or new. Default: a "
+        "temporary one, kept only if the check fails."
+    ),
+]
 BaselinesOption: TypeAlias = Annotated[
     bool,
     typer.Option(

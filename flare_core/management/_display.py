@@ -1,9 +1,9 @@
 """Shows federations while they run: live in a terminal, line by line elsewhere."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 
@@ -25,16 +25,12 @@ class Display(Protocol):
         """
         ...
 
-    def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-
-def display_on(console: Console) -> Display:
-    """Return the display that fits: is there a terminal to draw on?"""
-    return LiveDisplay(console) if console.is_terminal else LineDisplay(console)
+@contextmanager
+def display_on(console: Console) -> Generator[Display]:
+    """Yield the display that fits: is there a terminal to draw on?"""
+    if not console.is_terminal:
+        yield LineDisplay(console)
+        return
+    with LiveDisplay(console) as display:
+        yield display

@@ -1,5 +1,6 @@
 """What there is to say about a site that failed: the cause once, from its own log."""
 
+import os
 from pathlib import Path
 from typing import final
 
@@ -12,6 +13,8 @@ _CHAINED = (
 )
 _TAIL_LINES = 20
 _MAX_LINES = 200
+_MOST_BYTES = 1_000_000
+"""Of a log, from its end: more than any traceback, and fits in memory."""
 
 
 @final
@@ -41,7 +44,7 @@ class SiteFailedError(FlareError):
 def last_words(log: Path) -> str:
     """Return the last traceback in a log, or its last lines if there is none."""
     try:
-        text = log.read_text(errors="replace")
+        text = _end_of(log)
     except OSError:
         return ""
     start = text.rfind(_TRACEBACK)
@@ -52,6 +55,14 @@ def last_words(log: Path) -> str:
     return "\n".join(_lines(text[start:])[-_MAX_LINES:])
 
 
+def _end_of(log: Path) -> str:
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _MOST_BYTES))
+        return file.read().decode(errors="replace")
+
+
 def _lines(text: str) -> list[str]:
     """Return what a terminal would show: of a progress bar its last state only."""
-    return [line.rpartition("\r")[2] for line in text.rstrip().split("\n")]
+    lines = text.rstrip().split("\n")
+    return [line.rstrip("\r").rpartition("\r")[2] for line in lines]

@@ -1,8 +1,7 @@
 """One line per event, for logs, pipes and CI."""
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
 from rich.console import Console
 
@@ -39,17 +38,6 @@ class LineDisplay:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         return observe
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
 
 
 def _lines(event: Event, num_sites: int, rounds: int) -> Iterator[str]:

@@ -50,8 +50,6 @@ def report(preflight: Preflight) -> Iterator[RenderableType]:
     yield Text(f"per round and site: {size} down, {size} up, and a small header")
     yield Text(f"stays at the site: {_stays(first.stays)}")
     yield _sites_table(list(joined.values()))
-    for line in _differing_horizons(list(joined.values())):
-        yield Text(line, style="yellow")
 
 
 def _tensors_table(layout: Layout, site: str) -> Table:
@@ -111,16 +109,3 @@ def _sites_table(joined: Sequence[SiteJoined]) -> Table:
             site.base[:_FINGERPRINT] or "nothing frozen",
         )
     return table
-
-
-def _differing_horizons(joined: Sequence[SiteJoined]) -> Iterator[str]:
-    """Yield a warning for each site whose own loop is set to another length."""
-    first = joined[0]
-    for site in joined:
-        if site.horizon != first.horizon:
-            yield (
-                f"site {site.site!r}: horizon: expected {first.horizon or 'none'} "
-                f"as at site {first.site!r}, got {site.horizon or 'none'}; the plan "
-                "sets the length of all, but an LR schedule that the script wrote for "
-                "another one would differ"
-            )

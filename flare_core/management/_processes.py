@@ -83,13 +83,11 @@ class SiteProcess:
         self._waiter.start()
 
     def send(self, signum: signal.Signals) -> None:
-        """Send a signal to all its processes."""
-        if self._process.poll() is None:  # or its number may be somebody else's now
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signum)
+        """Send a signal to all its processes, to each once."""
+        told = self._send_to_group(signum)
         for pid in family(self._site_file):
             with suppress(ProcessLookupError):
-                if os.getpgid(pid) != self._process.pid:  # told with its group
+                if not (told and os.getpgid(pid) == self._process.pid):
                     os.kill(pid, signum)
 
     def wait(self, deadline: float) -> None:
@@ -97,6 +95,14 @@ class SiteProcess:
         self._waiter.join(max(0.0, deadline - time.monotonic()))
         left = family(self._site_file)
         wait_for(left, timeout_s=deadline - time.monotonic())
+
+    def _send_to_group(self, signum: signal.Signals) -> bool:
+        if self._process.poll() is not None:
+            return False  # its number may be somebody else's now
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signum)
+            return True
+        return False
 
 
 def end(processes: Iterable[SiteProcess]) -> None:

@@ -182,14 +182,13 @@ class Simulation:
 
     def _wait(self, done: Callable[[], bool], deadline: float | None = None) -> None:
         while not done():
-            left_s = None if deadline is None else deadline - time.monotonic()
             try:
-                self._next(left_s)
+                self._next(None if deadline is None else _until(deadline))
             except queue.Empty:
                 return
 
     def _next(self, timeout_s: float | None = None) -> _SiteEnded | _ServerEnded:
-        news = self._inbox.get(timeout=timeout_s and max(0.0, timeout_s))
+        news = self._inbox.get(timeout=timeout_s)
         if isinstance(news, _Interrupted):
             raise KeyboardInterrupt
         if isinstance(news, _SiteEnded):
@@ -223,3 +222,8 @@ class Simulation:
         said_it_all = site in self._refused or self._codes.get(site) == 0
         words = "" if said_it_all else last_words(log)
         return SiteFailedError(site, reason, last_words=words, log=log)
+
+
+def _until(deadline: float) -> float:
+    """Return the seconds left; none if it has passed."""
+    return max(0.0, deadline - time.monotonic())

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import typer
@@ -21,6 +21,7 @@ from flare_core.management._baselines import (
 from flare_core.management._command_options import (
     ArgsOption,
     BaselinesOption,
+    CheckDirOption,
     PlanOption,
     RoundsOption,
     RunDirOption,
@@ -29,6 +30,7 @@ from flare_core.management._command_options import (
     SitesOption,
 )
 from flare_core.management._display import Display, display_on
+from flare_core.management._horizons import differing_horizons
 from flare_core.management._messages import complain, exit_codes, say, show_failure
 from flare_core.management._plan_options import plan_of
 from flare_core.management._play import federation, play, sites_of
@@ -91,7 +93,7 @@ def _check(
     rounds: RoundsOption = None,
     plan: PlanOption = None,
     settings: SetOption = None,
-    run_dir: RunDirOption = None,
+    run_dir: CheckDirOption = None,
 ) -> None:
     """Check that a federation would work, without training.
 
@@ -115,11 +117,11 @@ def _federate(
     script: Script, plan: Plan, folder: Path, console: Console
 ) -> tuple[Result, float]:
     say(console, f"run folder {folder}")
-    display, tally = display_on(console), Tally()
+    tally = Tally()
     names = [site.name for site in sites_of(plan.selection.sites)]
-    watch = display.watch(names, plan.rounds)
-    simulation = federation(script, plan, folder, observers=[watch, tally])
-    with display:
+    with display_on(console) as display:
+        watch = display.watch(names, plan.rounds)
+        simulation = federation(script, plan, folder, observers=[watch, tally])
         result = play([simulation])[0]
     for failure in simulation.tolerated:
         show_failure(failure, style="yellow")
@@ -131,7 +133,7 @@ def _federate(
 def _train_baselines(
     script: Script, plan: Plan, folder: Path, console: Console
 ) -> Baselines:
-    def show(title: str) -> Display:
+    def show(title: str) -> AbstractContextManager[Display]:
         say(console, title)
         return display_on(console)
 
@@ -146,6 +148,8 @@ def _preflight(script: Script, plan: Plan, folder: Path, console: Console) -> No
     finally:
         for part in report(seen):
             console.print(part)
+        for line in differing_horizons(list(seen.joined.values()), plan):
+            say(console, line, style="yellow")
         for refusal in seen.refusals[1:]:
             complain(str(refusal), style="red")
     count = plan.selection.sites

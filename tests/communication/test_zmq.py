@@ -67,11 +67,19 @@ def test_waking_ends_the_wait() -> None:
         waker.join()
 
 
-def test_waking_a_closed_socket_does_nothing() -> None:
-    server = ZmqRouter(ANY_PORT)
-    server.close()
+def test_waking_a_closed_socket_wakes_nobody_else() -> None:
+    closed = ZmqRouter(ANY_PORT)
+    closed.close()
+    with ZmqRouter(ANY_PORT) as server:  # may get the descriptors that are free now
+        site = ZmqDealer(server.endpoint)
+        site.send([b"hello"])
 
-    server.wake()
+        closed.wake()
+
+        received = server.receive(timeout_s=5)
+        assert received is not None
+        assert received[1] == [b"hello"]
+        site.close()
 
 
 def test_a_peer_that_was_never_there_gets_nothing() -> None:

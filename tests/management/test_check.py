@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from simulated import LEARNS, Flare, WriteScript
+
+BOTH = "sites 'site-1', 'site-2': horizon: expected 6 steps as planned (rounds = 3, "
+SECOND = "site 'site-2': horizon: expected 6 epochs as planned (rounds = 3, "
 
 
 def test_shows_what_would_travel_and_trains_nothing(
@@ -61,20 +66,58 @@ def test_a_script_that_fails_before_joining_is_shown(
     assert "OSError: no data" in done.stderr
 
 
-def test_names_the_site_whose_loop_has_another_length(
-    flare: Flare, script: WriteScript
-) -> None:
-    body = """\
+def _loop_of(horizon: str, schedule: str = "") -> str:
+    """Return a script whose own loop has a horizon, perhaps one per site."""
+    return f"""\
 link = flare.connect(me)
 link.plan()
-weights = flare.ModelState({"weight": np.zeros(2)})
-horizon = f"max_epochs={3 + me.index // 2}"
-link.join(flare.Proposal(weights=weights, horizon=horizon))
+weights = flare.ModelState({{"weight": np.zeros(2)}})
+horizon, schedule = f"{horizon}", flare.Schedule({schedule})
+link.join(flare.Proposal(weights=weights, horizon=horizon, schedule=schedule))
 """
+
+
+def test_names_the_site_whose_horizon_is_not_that_of_the_others(
+    flare: Flare, script: WriteScript
+) -> None:
+    body = _loop_of("max_iters={4 if me.index == 0 else 3}")
 
     done = flare("check", script(body), "--sites", "3")
 
-    said = " ".join(done.stdout.split())
+    (warning,) = _warnings(done.stdout)
+    expected = "site 'site-1': horizon: expected max_iters=3 as at site 'site-2', got "
     assert done.returncode == 0, done.stderr
-    assert "site 'site-3': horizon: expected max_epochs=3 as at site 'site-1'" in said
-    assert "site 'site-2': horizon" not in said
+    assert warning.startswith(f"{expected}max_iters=4; the plan sets the length")
+
+
+@pytest.mark.parametrize(
+    ("horizon", "schedule", "expected"),
+    [
+        ("max_epochs=6, max_steps=-1", "every_n_epochs=2", []),
+        ("num_train_epochs=3, max_steps=6", "every_n_steps=2", []),
+        ("max_epochs={6 + me.index}", "every_n_epochs=2", [SECOND]),
+        ("max_epochs=3, max_steps=9", "every_n_steps=2", [BOTH]),
+        ("max_epochs=9, max_steps=4", "every_n_epochs=2", []),  # it cannot be told
+        ("num_train_epochs=2.5", "every_n_epochs=2", []),
+        ("", "every_n_epochs=2", []),
+    ],
+)
+def test_a_horizon_that_tells_its_length_is_compared_with_the_plan(
+    flare: Flare,
+    script: WriteScript,
+    horizon: str,
+    schedule: str,
+    expected: list[str],
+) -> None:
+    body = _loop_of(horizon, schedule)
+
+    done = flare("check", script(body), "--sites", "2", "--rounds", "3")
+
+    assert done.returncode == 0, done.stderr
+    assert "all 2 sites agree" in done.stdout
+    found = [line.partition("every_n")[0] for line in _warnings(done.stdout)]
+    assert found == expected
+
+
+def _warnings(said: str) -> list[str]:
+    return [line for line in said.splitlines() if ": horizon: " in line]

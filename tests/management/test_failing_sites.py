@@ -58,6 +58,38 @@ except KeyError as exc:
     assert failure.value.last_words.endswith("RuntimeError: second")
 
 
+def test_what_a_script_leaves_behind_is_ended_though_the_script_is_gone(
+    script: WriteScript, tmp_path: Path
+) -> None:
+    in_its_group = NOTES_PIDS.replace("True", "False")
+
+    with pytest.raises(SiteFailedError, match="ended with code 3"):
+        simulate(
+            script(in_its_group + "sys.exit(3)\n"),
+            plan=plan_of(None, sites=1),
+            run_dir=tmp_path / "r",
+        )
+
+    assert left_alive(tmp_path) == []
+
+
+def test_of_a_long_log_only_the_end_is_read(
+    script: WriteScript, tmp_path: Path
+) -> None:
+    body = """
+print("é" * 3_000_000)
+print("epoch 1\\repoch 2", end="\\r\\n")
+sys.exit(3)
+"""
+
+    with pytest.raises(SiteFailedError) as failure:
+        simulate(script(body), plan=plan_of(None, sites=1), run_dir=tmp_path / "r")
+
+    first, last = failure.value.last_words.split("\n")
+    assert 0 < len(first) < 1_000_000
+    assert last == "epoch 2"
+
+
 def test_a_script_that_never_joins_ends_the_run_with_advice(
     flare: Flare, script: WriteScript
 ) -> None:

@@ -28,10 +28,10 @@ def screen() -> io.StringIO:
 def test_shows_a_row_per_site_and_the_rounds(
     script: WriteScript, tmp_path: Path, screen: io.StringIO
 ) -> None:
-    display = display_on(Console(file=screen, force_terminal=True, width=100))
-    watch = display.watch(["site-1", "site-2"], PLAN.rounds)
+    terminal = Console(file=screen, force_terminal=True, width=100)
 
-    with display:
+    with display_on(terminal) as display:
+        watch = display.watch(["site-1", "site-2"], PLAN.rounds)
         simulate(script(LEARNS), plan=PLAN, run_dir=tmp_path / "r", observer=watch)
 
     header, first, second, rounds = _last_drawn(screen)
@@ -44,11 +44,12 @@ def test_shows_a_row_per_site_and_the_rounds(
 def test_shows_which_site_failed_and_which_were_stopped(
     script: WriteScript, tmp_path: Path, screen: io.StringIO
 ) -> None:
-    display = display_on(Console(file=screen, force_terminal=True, width=100))
-    watch = display.watch(["site-1", "site-2"], PLAN.rounds)
+    terminal = Console(file=screen, force_terminal=True, width=100)
 
-    with display, pytest.raises(SiteFailedError, match="ZeroDivisionError"):
-        simulate(script(FAILS), plan=PLAN, run_dir=tmp_path / "r", observer=watch)
+    with display_on(terminal) as display:
+        watch = display.watch(["site-1", "site-2"], PLAN.rounds)
+        with pytest.raises(SiteFailedError, match="ZeroDivisionError"):
+            simulate(script(FAILS), plan=PLAN, run_dir=tmp_path / "r", observer=watch)
 
     _, first, second, _ = _last_drawn(screen)
     assert first.split()[:2] == ["site-1", "failed"]

@@ -16,6 +16,7 @@ from simulated import LEARNS, Flare, WriteScript
 
 DELAYED = """
 rng = np.random.default_rng(me.index)
+random.seed(f"{sys.argv[1]} {me.index}")  # other delays in each run
 with flare.join({"weight": np.zeros(1000)}) as run:
     for round in run:
         weight = round.weights["weight"] + rng.normal(size=1000)
@@ -78,7 +79,8 @@ def test_random_delays_at_the_sites_never_change_the_model(
     plan = plan_of(None, sites=4, rounds=3)
 
     results = [
-        simulate(script(DELAYED), plan=plan, run_dir=tmp_path / name) for name in "abc"
+        simulate(script(DELAYED), plan=plan, args=[name], run_dir=tmp_path / name)
+        for name in "abc"
     ]
 
     assert len({result.sha256 for result in results}) == 1
