@@ -1,3 +1,4 @@
+import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,9 @@ from flare_core.communication import (
     Propose,
     Start,
     Trained,
+    Welcome,
+    ZmqRouter,
+    encode,
     pack,
 )
 from site_scripts import WAIT_S, Local, Stranger, Watch, add, model, plan, play
@@ -263,16 +267,23 @@ def _hand_in(site: Stranger, weights: Mapping[str, npt.ArrayLike]) -> None:
 
 
 def test_a_site_may_leave_when_the_server_is_gone(
-    run_server: RunServer, site_file: SiteFile
+    pool: ThreadPoolExecutor, site_file: SiteFile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = run_server(plan())
-    link = flare.connect(flare.site(site_file("a", server.endpoint, patience_s=0.2)))
-    link.plan()
-    server.close()
+    with ZmqRouter("tcp://127.0.0.1:0") as server:  # it will go without a word
+        file = site_file("a", server.endpoint, patience_s=0.2)
+        link = flare.connect(flare.site(file))
+        asked = pool.submit(link.plan)
+        hello = server.receive(timeout_s=WAIT_S)
+        assert hello is not None
+        server.send(hello[0], [encode(Welcome(plan=plan()))])
+        asked.result(WAIT_S)
 
-    link.leave({}, reason="tired")
+    with caplog.at_level(logging.INFO, logger="flare_core"):
+        link.leave({}, reason="tired")
+        link.leave({}, reason="again")
 
-    link.leave({}, reason="again")
+    (said,) = caplog.messages
+    assert said.startswith("site 'a' leaves: ")
 
 
 def test_a_site_told_of_the_end_in_a_round_leaves_quietly(

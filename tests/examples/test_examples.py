@@ -127,7 +127,11 @@ def test_an_example_trains_alone_where_the_federation_is_off(tmp_path: Path) -> 
 
     python(EXAMPLES / "lightning_heart.py", folder=tmp_path, FLARE_SITE="off")
 
-    model.load_from_checkpoint(tmp_path / "heart-alone.ckpt")
+    checkpoint = tmp_path / "heart-alone.ckpt"
+    loaded = model.load_from_checkpoint(checkpoint)
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["global_step"] > 0
+    assert equal(loaded.state_dict(), saved["state_dict"])
 
 
 @pytest.mark.parametrize(
