@@ -15,8 +15,8 @@ from flare_core.application import SiteJoined
 _LIMIT = re.compile(r"(epochs|steps)=(\d+)(?![\w.])")
 _SCHEDULE = re.compile(r"every_n_(epochs|steps) = (\d+)")
 _ADVICE = (
-    "the plan sets the length of all sites; give an LR schedule that the script builds "
-    "for its own length the plan's"
+    "the plan sets the length, so only an LR schedule that the script itself builds "
+    "for its own length needs a change"
 )
 
 
