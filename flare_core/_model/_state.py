@@ -21,8 +21,8 @@ class ModelState(Mapping[str, Array]):
 
     Args:
         tensors: Arrays, or what NumPy makes an array of, by name.
-        classes: Class of a tensor by name; by default those of `tensors` if that is
-            a state already.  The rest are parameters; integers and booleans are
+        classes: Class of a tensor by name; by default those of the first argument if
+            that is a state already.  The rest are parameters; integers and booleans are
             always counters.
 
     Raises:

@@ -54,7 +54,7 @@ class ClientRound:
 
         Raises:
             ConfigurationError: If the round was handed in already.
-            TypeError: If a tensor, a metric or `num_examples` is of no use.
+            TypeError: If a tensor, a metric or the number of examples is of no use.
             UpdateError: If the server refuses it: another layout, a NaN.
             RunAbortedError: If the run has ended.
         """
