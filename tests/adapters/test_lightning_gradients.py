@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -67,6 +68,40 @@ def test_fedprox_corrects_each_of_several_optimizers_once(
         )
     assert net.first.item() == pytest.approx(first)
     assert net.second.item() == pytest.approx(second)
+
+
+class One(LightningModule):
+    """A weight under an optimizer that unscales gradients by itself."""
+
+    def __init__(self, *, fused: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0]))
+        self.fused = fused
+
+    def training_step(self, batch: Any) -> Tensor:
+        return self.weight.square().sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=_RATE, fused=self.fused)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_fedprox_is_as_strong_where_gradients_are_still_scaled(
+    run_server: RunServer, site_file: SiteFile, *, fused: bool
+) -> None:
+    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=_MU)))
+    net = One(fused=fused)
+    half = MixedPrecision("16-mixed", "cpu")
+    callback = FLCallback(site_file("a", server.endpoint))
+
+    trainer(max_epochs=1, callbacks=[callback], plugins=[half]).fit(
+        net, DataLoader(torch.zeros(2, 1))
+    )
+
+    weight = 1.0
+    for _ in range(2):  # batches
+        weight -= _RATE * (2 * weight + _MU * (weight - 1.0))
+    assert net.weight.item() == pytest.approx(weight)
 
 
 class Words(LightningModule):
