@@ -64,11 +64,11 @@ class Tally:
             self._num_examples += _rows(kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else None
         if isinstance(loss, Tensor):
-            self._losses.append(float(loss.detach().mean()))
+            self._losses.append(loss.detach().mean())  # read later: no wait
 
     def take(self) -> tuple[int, float | None]:
         """Return the examples and the loss of a step, as the `Trainer` logs it."""
-        loss = sum(self._losses) if self._losses else None
+        loss = sum(map(float, self._losses)) if self._losses else None
         if loss is not None and not self._divided:
             loss /= self._num_passes
         elif loss is not None and self._across_ranks:
@@ -79,7 +79,7 @@ class Tally:
 
     def _start(self) -> None:
         self._num_examples = self._num_passes = 0
-        self._losses: list[float] = []
+        self._losses: list[Tensor] = []
         self._divided = False
 
     def _targets(self, kwargs: Mapping[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """The weight of an update is what the loss is a mean over."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from adapters.scripts.huggingface_site import (
     rows,
 )
 from flare_adapters.huggingface import FLCallback
+from flare_adapters.huggingface._count import Tally
 from flare_core import Plan
 from flare_core.application import RoundRecord
 from support import RunServer, SiteFile
@@ -189,6 +191,18 @@ def test_hidden_labels_are_replaced_by_input_tokens_and_it_says_so_once(
     assert record.num_examples == 10 * LENGTH
     said = [one for one in caplog.messages if "weigh by input tokens" in one]
     assert len(said) == 1
+
+
+def test_hidden_labels_of_a_model_without_tokens_leave_its_rows(
+    tmp_path: Path,
+) -> None:
+    tally = Tally(arguments(str(tmp_path)), own(llama(seed=0)))
+    module = nn.Module().train()
+    loss = torch.tensor(2.0, requires_grad=True)
+
+    tally.see(module, (), {"inputs_embeds": torch.zeros(3, 5, 16)}, {"loss": loss})
+
+    assert tally.take() == (3, 2.0)
 
 
 @pytest.mark.parametrize(
