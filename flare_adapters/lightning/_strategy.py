@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import (
     Strategy,
     StrategyRegistry,
 )
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from flare_adapters.lightning._callback import FLCallback
 from flare_core import OptimizerState, Select
@@ -25,9 +26,16 @@ class _Federated:
         """Add the callback; the first thing a fit does, before any setup hook."""
         super().connect(model)  # type: ignore[misc] # the Lightning strategy's
         callbacks = model.trainer.callbacks
-        fitting = model.trainer.state.fn == "fit"
-        if fitting and not any(isinstance(one, FLCallback) for one in callbacks):
-            callbacks.insert(0, self._fl_callback)
+        if model.trainer.state.fn != "fit" or self._fl_callback in callbacks:
+            return
+        if any(isinstance(one, FLCallback) for one in callbacks):
+            rank_zero_warn(
+                "The Trainer has an FLCallback of its own: FLStrategy leaves the "
+                "federation to it, and what FLStrategy was told (site, select, …) is "
+                "not used"
+            )
+            return
+        callbacks.insert(0, self._fl_callback)
 
     def __repr__(self) -> str:
         """Say what to do where a foreign Trainer refuses the object and quotes it."""

@@ -117,7 +117,8 @@ def test_the_callback_of_a_strategy_is_not_added_beside_the_users() -> None:
         max_epochs=1,
     )
 
-    trainer.fit(Net(), torch.utils.data.DataLoader(rows(0), batch_size=8))
+    with pytest.warns(UserWarning, match="what FLStrategy was told.* not used"):
+        trainer.fit(Net(), torch.utils.data.DataLoader(rows(0), batch_size=8))
 
     found = [one for one in trainer.callbacks if isinstance(one, FLCallback)]
     assert len(found) == 1
