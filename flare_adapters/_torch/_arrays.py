@@ -1,6 +1,7 @@
 """Tensors of torch as arrays of NumPy and back, bit for bit, without a copy."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -64,10 +65,16 @@ def to_array(name: str, tensor: Tensor) -> Array:
     return raw.view(dtype).reshape(tuple(tensor.shape))
 
 
-def to_tensor(array: Array, like: Tensor) -> Tensor:
-    """Return the array as a tensor of `like`'s type: a view, only to be read."""
+def to_tensors(
+    arrays: Mapping[str, Array], like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the arrays as tensors of `like`'s types: views, only to be read."""
     with warnings.catch_warnings():
         # torch warns of read-only memory; it is only copied from
         warnings.simplefilter("ignore", UserWarning)
-        raw = torch.from_numpy(np.atleast_1d(array).reshape(-1).view(np.uint8))
+        return {name: _to_tensor(one, like[name]) for name, one in arrays.items()}
+
+
+def _to_tensor(array: Array, like: Tensor) -> Tensor:
+    raw = torch.from_numpy(np.atleast_1d(array).reshape(-1).view(np.uint8))
     return raw.view(like.dtype).reshape(array.shape)

@@ -26,12 +26,17 @@ class Member:
         parameter: Whether it is a parameter, not a buffer.
         trained: Whether training changes it: a parameter with ``requires_grad``, or
             a buffer beside one.
+        frozen: Whether it belongs to a base that all sites share: a parameter that is
+            not trained, or a buffer beside such parameters only.  A buffer of a
+            module without parameters, such as the class weights of a loss, may be a
+            site's own.
         batch_norm: Whether it belongs to a BatchNorm layer.
     """
 
     tensor: Tensor
     parameter: bool
     trained: bool
+    frozen: bool
     batch_norm: bool
 
     @property
@@ -121,9 +126,11 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Member]]:
     parameters = list(module.named_parameters(recurse=False))
     trained = any(parameter.requires_grad for _, parameter in parameters)
     for name, parameter in parameters:
-        yield name, Member(parameter, True, parameter.requires_grad, batch_norm)
+        learns = parameter.requires_grad
+        yield name, Member(parameter, True, learns, not learns, batch_norm)
+    beside = bool(parameters) and not trained
     for name, buffer in module.named_buffers(recurse=False):
-        yield name, Member(buffer, False, trained, batch_norm)
+        yield name, Member(buffer, False, trained, beside, batch_norm)
 
 
 def _anything_frozen(found: Members) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from flare_adapters._torch._arrays import code_of, to_array, to_tensor
+from flare_adapters._torch._arrays import code_of, to_array, to_tensors
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import Members
 from flare_core import (
@@ -51,10 +51,13 @@ def scatter(
         ConfigurationError: If names, types or shapes are not those of the model.
     """
     ranks.from_first(lambda: _require_same(weights, found, chosen))
+    received = to_tensors(
+        weights, {wire: found[name].tensor for wire, name in chosen.items()}
+    )
     for wire, name in chosen.items():
         tensor = found[name].tensor
         if ranks.first:
-            whole = to_tensor(weights[wire], tensor).to(tensor.device)
+            whole = received[wire].to(tensor.device)
         else:
             whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
         whole = ranks.share(whole)
@@ -78,17 +81,17 @@ def stays(found: Members, chosen: Mapping[str, str]) -> tuple[TensorSpec, ...]:
 
 
 def frozen(found: Members, chosen: Mapping[str, str]) -> list[str]:
-    """Return the names of the parameters that are not trained and stay."""
+    """Return the names of the base that all sites share: what is frozen and stays."""
     leaving = set(chosen.values())
     return [
         name
         for name, one in sorted(found.items())
-        if one.parameter and not one.trained and name not in leaving
+        if one.frozen and name not in leaving
     ]
 
 
 def refuse_thawed(found: Members, names: Iterable[str]) -> None:
-    """Raise if one of these parameters, frozen before, is trained now.
+    """Raise if a parameter among these, frozen before, is trained now.
 
     Raises:
         UnsupportedError: If so: it would drift at each site, and never be averaged.
@@ -104,9 +107,11 @@ def refuse_thawed(found: Members, names: Iterable[str]) -> None:
 
 
 def fingerprint(found: Members, names: Iterable[str]) -> str:
-    """Return the SHA-256 of these frozen parameters, or "" if there are none.
+    """Return the SHA-256 of these frozen tensors, or "" if there are none.
 
-    Names, types, shapes and bytes count, quantised weights as they are stored.
+    Names, types, shapes and bytes count, quantised weights as they are stored.  The
+    statistics of a frozen BatchNorm count too: left in train mode they drift, and a
+    site that comes back from its own checkpoint has another base than the others.
 
     Raises:
         TypeError: If one has no bytes to compare; it is named.
@@ -120,7 +125,7 @@ def fingerprint(found: Members, names: Iterable[str]) -> str:
         if tensor.is_meta or tensor.layout != torch.strided:
             kind = "on the meta device" if tensor.is_meta else str(tensor.layout)
             msg = (
-                f"frozen parameter {name!r} is {kind}: expected a dense one in memory, "
+                f"frozen tensor {name!r} is {kind}: expected a dense one in memory, "
                 "to compare with the other sites'; load the model before training"
             )
             raise TypeError(msg)

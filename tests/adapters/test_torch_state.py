@@ -1,13 +1,19 @@
 """What is exchanged of odd models: wrapped, sparse, with names like a wrapper's."""
 
+import math
+import warnings
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from flare_adapters._torch._correction import FedProx
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import choose, members
+from flare_adapters._torch._session import scalars
 from flare_adapters._torch._state import fingerprint, frozen, gather, scatter, stays
-from flare_core import ConfigurationError, ModelState, TensorClass
+from flare_core import ConfigurationError, ModelState, TensorClass, UnsupportedError
 
 
 class Named(nn.Module):
@@ -88,3 +94,83 @@ def test_weights_of_another_type_or_shape_are_not_loaded(
 
     with pytest.raises(ConfigurationError, match=r"'weight'.*F32 \(3,\)"):
         scatter(other, found, {"weight": "weight"}, Ranks())
+
+
+def test_two_tensors_of_one_name_without_wrappers_are_refused() -> None:
+    odd = Named()
+    odd.add_module("_orig_mod", Named())  # as torch.compile calls what it wraps
+
+    with pytest.raises(ConfigurationError, match=r"'weight'; rename one"):
+        members(odd)
+
+
+def base_of(model: nn.Module) -> str:
+    found = members(model)
+    return fingerprint(found, frozen(found, choose(found, "auto")))
+
+
+def test_the_statistics_of_a_frozen_layer_belong_to_the_base() -> None:
+    body = nn.BatchNorm1d(2).requires_grad_(requires_grad=False)
+    model = nn.Sequential(body, nn.Linear(2, 1))
+    before = base_of(model)
+
+    body.running_mean.add_(1.0)
+
+    assert base_of(model) != before
+
+
+def test_a_sites_own_class_weights_are_not_part_of_the_base() -> None:
+    body = nn.Linear(2, 2).requires_grad_(requires_grad=False)
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0]))
+    model = nn.ModuleDict({"body": body, "head": nn.Linear(2, 2), "loss": loss})
+    before = base_of(model)
+
+    loss.weight.add_(1.0)
+
+    assert base_of(model) == before
+
+
+def test_loading_asks_once_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = []
+    quiet = warnings.catch_warnings
+
+    def counted() -> Any:
+        times.append(1)
+        return quiet()
+
+    found = members(Named())
+    chosen = choose(found, "all")
+    weights = gather(found, chosen, Ranks())
+    monkeypatch.setattr(warnings, "catch_warnings", counted)
+
+    scatter(weights, found, chosen, Ranks())
+
+    assert len(times) == 1
+
+
+def test_metrics_that_are_no_numbers_are_left_out() -> None:
+    metrics = {"loss": math.nan, "text": "no", "two": torch.ones(2), "one": 1}
+
+    assert scalars(metrics) == {"one": 1.0}
+
+
+def test_fedprox_refuses_a_sparse_gradient() -> None:
+    words = nn.Embedding(4, 2, sparse=True)
+    term = FedProx(0.1)
+    term.round_started(words.parameters())
+    words(torch.tensor([1])).sum().backward()
+
+    with pytest.raises(UnsupportedError, match=r"mu = 0.1 .*sparse.*\(4, 2\)"):
+        term.adjust(torch.optim.SGD(words.parameters()))
+
+
+def test_fedprox_pulls_as_hard_as_the_gradients_are_scaled() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    term = FedProx(0.5)
+    term.round_started([weight])
+    weight.data.fill_(3.0)
+    weight.grad = torch.tensor([8.0])
+
+    term.adjust(torch.optim.SGD([weight]), 4.0)
+
+    assert weight.grad.item() == 8.0 + 4.0 * 0.5 * (3.0 - 1.0)
