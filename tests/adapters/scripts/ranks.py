@@ -3,6 +3,7 @@
 import argparse
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ def main() -> None:
     ranks = Ranks()
     found, chosen = members(nn.Linear(2, 1, bias=False)), {"weight": "weight"}
     lazy = members(Lazy())
-    acts = {
+    acts: dict[str, Callable[[], object]] = {
         "odd": lambda: ranks.from_first(lambda: failing(OddError())),
         "ours": lambda: ranks.from_first(lambda: failing(ConfigurationError("no"))),
         "stop": lambda: ranks.from_first(lambda: failing(KeyboardInterrupt("stop"))),
