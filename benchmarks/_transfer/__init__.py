@@ -1,0 +1,1 @@
+"""Ways to move bytes between two processes, all measured alike."""
