@@ -34,6 +34,7 @@ from flare_core._model import (
     Update,
 )
 from flare_core._plan import (
+    Encoding,
     OptimizerState,
     Plan,
     Schedule,
@@ -60,6 +61,7 @@ __all__ = [
     "Client",
     "ClientRound",
     "ConfigurationError",
+    "Encoding",
     "FlareError",
     "GlobalModel",
     "HorizonError",

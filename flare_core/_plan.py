@@ -10,6 +10,8 @@ from flare_core._errors import ConfigurationError
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 OptimizerState: TypeAlias = Literal["keep", "reset"]
 Select: TypeAlias = str | list[str]
+EncodingUp: TypeAlias = Literal["none", "bf16", "int8", "int4", "topk", "xor"]
+EncodingDown: TypeAlias = Literal["none", "bf16", "int8", "int4", "xor"]
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,6 +98,27 @@ class Selection(_Settings, frozen=True):
         return self.sites if self.quorum is None else self.quorum
 
 
+class Encoding(_Settings, frozen=True):
+    """How models travel: as they are, or as what changed, in fewer bytes.
+
+    What changed is told against the global model that the round started from, which
+    both sides hold.  ``bf16``, ``int8`` and ``int4`` round it, in blocks of one scale;
+    ``topk`` sends the largest changes and keeps the rest for later rounds; ``xor``
+    loses nothing.
+
+    Attributes:
+        up: Of updates.
+        down: Of global models; ``topk`` is for updates only, as nobody would keep what
+            it leaves out.
+        keep: The fraction of the elements that ``topk`` sends; with more than three
+            in ten, the places of the elements would take more than the rest saves.
+    """
+
+    up: EncodingUp = "none"
+    down: EncodingDown = "none"
+    keep: Annotated[float, msgspec.Meta(gt=0, le=0.3)] = 0.01
+
+
 class Plan(_Settings, frozen=True):
     """What a run does.  It is the server's, and every site gets it before it trains.
 
@@ -104,6 +127,7 @@ class Plan(_Settings, frozen=True):
         schedule: Where a round ends; if empty, what each script says itself.
         strategy: How updates are combined.
         selection: Which sites take part.
+        encoding: How models travel.
         select: Tensors to exchange: ``"auto"``, ``"all"``, ``"trainable"``,
             ``"no_batchnorm"`` or globs; if not set, what each script says itself.
         optimizer_state: What becomes of the optimizer's moments when a global model
@@ -114,6 +138,7 @@ class Plan(_Settings, frozen=True):
     schedule: Schedule = Schedule()
     strategy: StrategySettings = StrategySettings()
     selection: Selection = Selection()
+    encoding: Encoding = Encoding()
     select: Select | None = None
     optimizer_state: OptimizerState | None = None
 

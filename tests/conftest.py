@@ -32,8 +32,18 @@ def run_server() -> Iterator[RunServer]:
             *,
             observer: Observer = lambda _: None,
             preflight: bool = False,
+            folder: Path | None = None,
+            patience_s: float = PATIENCE_S,
+            num_threads: int | None = None,
         ) -> RunningServer:
-            server = RunningServer(plan, observer=observer, preflight=preflight)
+            server = RunningServer(
+                plan,
+                observer=observer,
+                preflight=preflight,
+                folder=folder,
+                patience_s=patience_s,
+                num_threads=num_threads,
+            )
             return running.enter_context(closing(server))
 
         yield run

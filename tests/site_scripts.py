@@ -1,17 +1,33 @@
 """Scripts of sites, to run in threads beside a server, and a watch on the server."""
 
+import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import Queue
 from typing import TypeAlias, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 import flare_core as flare
 from flare_core.application import Event, Observer, Updated
-from flare_core.communication import ToServer, ToSite, ZmqDealer, decode_to_site, encode
+from flare_core.communication import (
+    Chunk,
+    Commit,
+    Frame,
+    Hello,
+    Join,
+    Offer,
+    Outgoing,
+    ToServer,
+    ToSite,
+    Want,
+    ZmqDealer,
+    decode_to_site,
+    encode,
+)
 
 WAIT_S = 20.0
 """Longer than anything takes that goes well."""
@@ -85,6 +101,16 @@ class Turns:
             self._arrived[event.site].set()
 
 
+def hello(site: str, *, session: bytes | None = None) -> Hello:
+    """Return a greeting, of a session of its own unless one is given."""
+    return Hello(site=site, session=session or stream_id())
+
+
+def stream_id() -> bytes:
+    """Return a name that no other session or stream has."""
+    return secrets.token_bytes(16)
+
+
 @final
 class Stranger:
     """A peer that says whatever the test wants it to."""
@@ -92,16 +118,78 @@ class Stranger:
     def __init__(self, endpoint: str) -> None:
         self._socket = ZmqDealer(endpoint)
 
-    def say(self, message: ToServer | bytes, *body: bytes | memoryview) -> None:
+    def say(self, message: ToServer | Chunk | bytes, *more: Frame) -> None:
         """Send a message, or any bytes, with frames behind it."""
-        frame = message if isinstance(message, bytes) else encode(message)
-        self._socket.send([frame, *body])
+        frames = [message] if isinstance(message, bytes) else encode(message)
+        self._socket.send([*frames, *more])
 
-    def hear(self) -> ToSite:
+    def hear(self) -> ToSite | Chunk:
         """Wait for the next message."""
         frames = self._socket.receive(timeout_s=WAIT_S)
         assert frames is not None
-        return decode_to_site(frames[0])
+        return decode_to_site(frames)
+
+    def join(self, name: str, layout: flare.Layout) -> None:
+        """Say hello, hear the plan, and join."""
+        self.say(hello(name))
+        self.hear()
+        self.say(Join(layout=layout))
+
+    def hand_in(
+        self,
+        file: Sequence[Frame],
+        *,
+        round_number: int = 0,
+        num_examples: int = 1,
+        stream: bytes | None = None,
+        digest: bytes | None = None,
+    ) -> ToSite | Chunk:
+        """Offer a file, send what is asked for, and return what answers it.
+
+        Args:
+            file: In pieces, as `pack` makes them.
+            round_number: The round that it answers.
+            num_examples: What it weighs.
+            stream: Its name; by default a new one.
+            digest: What to say of its bytes; by default the truth.
+        """
+        whole = Outgoing(file)
+        offer = Offer(
+            stream=stream or stream_id(),
+            num_bytes=whole.num_bytes,
+            round_number=round_number,
+            num_examples=num_examples,
+        )
+        digest = digest or xxhash.xxh3_128_digest(b"".join(file))
+        self.say(offer)
+        while isinstance(answer := self.hear(), Want):
+            for offset, frames in whole.chunks(answer.start, answer.stop):
+                self.say(Chunk(offer.stream, offset, frames))
+            if answer.stop == whole.num_bytes:
+                self.say(Commit(stream=offer.stream, digest=digest))
+        return answer
+
+    def hand_in_at_once(
+        self,
+        file: Sequence[Frame],
+        *,
+        round_number: int = 0,
+        num_examples: int = 1,
+        stream: bytes | None = None,
+        digest: bytes | None = None,
+    ) -> None:
+        """Send a file along with its offer, and wait for nothing; as `hand_in`."""
+        short = b"".join(file)
+        offer = Offer(
+            stream=stream or stream_id(),
+            num_bytes=len(short),
+            round_number=round_number,
+            num_examples=num_examples,
+            short=short,
+        )
+        self.say(offer)
+        digest = digest or xxhash.xxh3_128_digest(short)
+        self.say(Commit(stream=offer.stream, digest=digest))
 
     def close(self) -> None:
         """Go."""

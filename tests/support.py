@@ -23,10 +23,26 @@ class RunningServer:
         events: What has happened so far, in order.
     """
 
-    def __init__(self, plan: Plan, *, observer: Observer, preflight: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        observer: Observer,
+        preflight: bool,
+        folder: Path | None,
+        patience_s: float,
+        num_threads: int | None,
+    ) -> None:
         self.events: list[Event] = []
         self._observer = observer
-        self.server = Server(plan, observer=self._note, preflight=preflight)
+        self.server = Server(
+            plan,
+            folder=folder,
+            observer=self._note,
+            preflight=preflight,
+            patience_s=patience_s,
+            num_threads=num_threads,
+        )
         self.endpoint: str = self.server.endpoint
         self._ended: Future[Result] = Future()
         self._thread = threading.Thread(target=self._play, daemon=True)
@@ -63,6 +79,9 @@ class RunServer(Protocol):
         *,
         observer: Observer = ...,
         preflight: bool = False,
+        folder: Path | None = None,
+        patience_s: float = PATIENCE_S,
+        num_threads: int | None = None,
     ) -> RunningServer: ...
 
 

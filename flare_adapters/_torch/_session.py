@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flare_adapters._torch._correction import correction
+from flare_adapters._torch._host import Host
 from flare_adapters._torch._options import Options
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import Member, choose, members
@@ -66,6 +67,7 @@ class LocalSession:
         self._site: Site = site(options.site)
         self._options = options
         self._ranks = Ranks()
+        self._host = Host()
         self._link: Link | None = None
         self.plan: Plan = self._ranks.from_first(self._plan)
         self._options = options.under(self.plan)
@@ -151,7 +153,7 @@ class LocalSession:
         self._chosen = choose(shared, self._options.select, names=names)
         self._frozen = frozen(shared, self._chosen)
         proposal = Proposal(
-            weights=gather(self._members, self._chosen, self._ranks),
+            weights=gather(self._members, self._chosen, self._ranks, self._host),
             base=fingerprint(self._members, self._frozen),
             schedule=self.schedule,
             stays=stays(self._members, self._chosen),
@@ -209,7 +211,7 @@ class LocalSession:
         update = Update(
             site=self._site.name,
             round_number=self.round_number,
-            weights=gather(self._members, self._chosen, self._ranks),
+            weights=gather(self._members, self._chosen, self._ranks, self._host),
             num_examples=num_examples,
             metrics=local,
             global_metrics=before,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from flare_adapters._torch._arrays import code_of, to_array, to_tensors
+from flare_adapters._torch._host import Host
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import Members
 from flare_core import (
@@ -20,11 +21,14 @@ from flare_core import (
 )
 
 
-def gather(found: Members, chosen: Mapping[str, str], ranks: Ranks) -> ModelState:
+def gather(
+    found: Members, chosen: Mapping[str, str], ranks: Ranks, host: Host
+) -> ModelState:
     """Return the chosen tensors; on other ranks than the first, none.
 
-    Whole tensors on the CPU are views of live memory: do not train until the state
-    is used.  Sharded ones are gathered one by one, on all ranks together.
+    Whole tensors on the CPU are views of live memory, those of a device of the host's:
+    do not train until the state is used.  Sharded ones are gathered one by one, on all
+    ranks together.
 
     Raises:
         TypeError: If a tensor cannot travel; it is named.
@@ -36,8 +40,9 @@ def gather(found: Members, chosen: Mapping[str, str], ranks: Ranks) -> ModelStat
     for wire, name in chosen.items():
         whole = _whole(found[name].tensor)
         if ranks.first:
-            arrays[wire] = to_array(wire, whole)
+            arrays[wire] = to_array(wire, host.take(wire, whole))
             classes[wire] = found[name].kind
+    host.wait()
     return ModelState(arrays, classes=classes)
 
 

@@ -36,6 +36,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+_BFLOAT16 = DTYPES["BF16"]
+_EXPONENTS = {DTYPES["F16"]: np.uint16(0x7C00), DTYPES["BF16"]: np.uint16(0x7F80)}
+"""Of types that ml_dtypes and NumPy look at slowly: the bits that are all set in a
+number that is not finite."""
+_BLOCK_ELEMENTS = 1 << 17
 
 
 def code_of(dtype: np.dtype[Any]) -> str:
@@ -63,12 +68,20 @@ def is_counter(dtype: np.dtype[Any]) -> bool:
 
 
 def all_finite(array: Array) -> bool:
-    """Tell whether no element is infinite or not a number."""
+    """Tell whether no element is infinite or not a number; allocates little."""
     if is_counter(array.dtype):
         return True
-    small = array.dtype.itemsize < np.dtype(np.float32).itemsize
-    wide = array.astype(np.float32) if small else array
-    return bool(np.isfinite(wide).all())
+    flat = array.reshape(-1)
+    blocks = range(0, flat.size, _BLOCK_ELEMENTS)
+    return all(_finite(flat[start : start + _BLOCK_ELEMENTS]) for start in blocks)
+
+
+def _finite(block: Array) -> bool:
+    exponent = _EXPONENTS.get(block.dtype)
+    if exponent is not None:
+        return not bool((block.view(np.uint16) & exponent == exponent).any())
+    small = block.dtype.itemsize < np.dtype(np.float32).itemsize
+    return bool(np.isfinite(block.astype(np.float32) if small else block).all())
 
 
 def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -85,14 +98,23 @@ def rounded_once(exact: Array, dtype: np.dtype[Any]) -> Array:
     """
     if dtype.isbuiltin == 1:
         return exact.astype(dtype)
-    return _to_odd_float32(exact).astype(dtype)
+    odd = _to_odd_float32(exact)
+    return _to_bfloat16(odd) if dtype == _BFLOAT16 else odd.astype(dtype)
 
 
 def _to_odd_float32(exact: Array) -> Array:
-    nearest = exact.astype(np.float32)
-    inexact = nearest.astype(np.float64) != exact
-    away = np.abs(nearest.astype(np.float64)) > np.abs(exact)
-    toward_zero = np.where(away, np.nextafter(nearest, np.float32(0)), nearest)
-    bits = np.atleast_1d(toward_zero).view(np.uint32) | np.atleast_1d(inexact)
-    odd: Array = bits.view(np.float32).reshape(exact.shape)
-    return odd
+    nearest = np.atleast_1d(exact.astype(np.float32))
+    wide = nearest.astype(np.float64)
+    bits = nearest.view(np.uint32)
+    bits -= np.abs(wide) > np.abs(exact)  # toward zero: sign and magnitude are apart
+    bits |= wide != exact
+    return nearest.reshape(exact.shape)
+
+
+def _to_bfloat16(single: Array) -> Array:
+    """Round to nearest, ties to even; ml_dtypes 0.6 takes five times longer."""
+    bits = np.atleast_1d(single).view(np.uint32)
+    rounded = bits + (0x7FFF + ((bits >> 16) & 1))
+    rounded = np.where(np.isnan(single), bits | 0x40_0000, rounded)  # stays quiet NaN
+    half: Array = (rounded >> 16).astype(np.uint16).view(_BFLOAT16)
+    return half.reshape(single.shape)

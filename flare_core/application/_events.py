@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias, final
 
 import msgspec
 
 from flare_core._errors import Refusal
-from flare_core._model import Layout, Metrics, TensorSpec
+from flare_core._model import Layout, Metrics, ModelState, TensorSpec
 from flare_core._plan import Plan
-from flare_core.communication import Frame
 
 
 class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,8 +19,9 @@ class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
         num_examples: Examples seen in local training.
         global_metrics: Of the global model that the round started from.
         metrics: Of the local model after training.
-        bytes_down: Bytes of the global model sent to it.
+        bytes_down: Bytes sent to it of the global model, repeated ones too.
         bytes_up: Bytes of its update.
+        error_up: Relative error of the update's encoding; 0 if it lost nothing.
         seconds: From the round's start until its update was in.
     """
 
@@ -29,6 +30,7 @@ class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics
     bytes_down: int
     bytes_up: int
+    error_up: float
     seconds: float
 
 
@@ -43,6 +45,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         metrics: Weighted mean over the sites, after local training.
         bytes_down: Bytes of models sent.
         bytes_up: Bytes of updates received.
+        error_down: Relative error that the encoding of the next global model made.
         seconds: Wall time of the round.
         sha256: Of the global model that came out, as a safetensors file.
     """
@@ -54,6 +57,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics
     bytes_down: int
     bytes_up: int
+    error_down: float
     seconds: float
     sha256: str
 
@@ -107,12 +111,16 @@ class Published:
 
     Attributes:
         round_number: The round that starts from it, or the number of rounds played.
-        frames: A safetensors file, in pieces.
+        path: A safetensors file; link or copy it, it is removed with the next one.
+        weights: What is in it, mapped; valid even when the file is gone.
+        sha256: Of the file, in hexadecimal.
         final: Whether it is the last one.
     """
 
     round_number: int
-    frames: list[Frame]
+    path: Path
+    weights: ModelState
+    sha256: str
     final: bool
 
 

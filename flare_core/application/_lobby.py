@@ -4,6 +4,7 @@ from typing import final
 
 from flare_core._errors import Refusal
 from flare_core._plan import Plan
+from flare_core.application._events import SiteJoined
 from flare_core.communication import PROTOCOL, Hello, Join
 from flare_core.federation import (
     differing_bases,
@@ -59,6 +60,18 @@ class Lobby:
         """Let a site take part."""
         self.joined[site] = join
         self.present.add(site)
+
+    def event(self, site: str) -> SiteJoined:
+        """Return what there is to say of a site that takes part."""
+        join = self.joined[site]
+        return SiteJoined(
+            site,
+            join.layout,
+            join.stays,
+            join.base,
+            str(join.schedule),
+            join.horizon,
+        )
 
     def too_many(self, site: str) -> str:
         """Return why a site comes too late."""

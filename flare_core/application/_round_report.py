@@ -6,8 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import final
 
-from flare_core._model import Metrics, Update
-from flare_core.application._events import RoundRecord, SiteReport
+import msgspec
+
+from flare_core._model import Metrics
+from flare_core.application._events import Result, RoundRecord, SiteReport
+from flare_core.communication import Offer
 from flare_core.federation import weighted_mean
 
 _log = logging.getLogger(__name__)
@@ -28,27 +31,28 @@ class RoundReport:
         self._sites: dict[str, SiteReport] = {}
 
     def sent(self, site: str, num_bytes: int) -> None:
-        """Note that the global model went to a site."""
-        self._bytes_down[site] = num_bytes
+        """Note that bytes of the global model went to a site."""
+        self._bytes_down[site] = self._bytes_down.get(site, 0) + num_bytes
 
-    def received(self, update: Update, num_bytes: int) -> SiteReport:
+    def received(self, site: str, offer: Offer) -> SiteReport:
         """Note an update, and return what there is to say of its site."""
-        self._sites[update.site] = SiteReport(
-            num_examples=update.num_examples,
-            global_metrics=_finite(update.site, update.global_metrics),
-            metrics=_finite(update.site, update.metrics),
-            bytes_down=self._bytes_down[update.site],
-            bytes_up=num_bytes,
+        self._sites[site] = SiteReport(
+            num_examples=offer.num_examples,
+            global_metrics=_finite(site, offer.global_metrics),
+            metrics=_finite(site, offer.metrics),
+            bytes_down=self._bytes_down.get(site, 0),
+            bytes_up=offer.num_bytes,
+            error_up=offer.error,
             seconds=self._seconds(),
         )
-        return self._sites[update.site]
+        return self._sites[site]
 
-    def record(self, weights: Mapping[str, int], sha256: str) -> RoundRecord:
-        """Return the record of the round.
+    def record(self, weights: Mapping[str, int], *, error_down: float) -> RoundRecord:
+        """Return the record of the round; the hash of what came out is to follow.
 
         Args:
             weights: Examples of each site whose update counts.
-            sha256: Of the global model that came out.
+            error_down: What the encoding of the new model lost.
         """
         sites = {site: self._sites[site] for site in weights}
         before = {site: report.global_metrics for site, report in sites.items()}
@@ -61,12 +65,29 @@ class RoundReport:
             metrics=weighted_mean(after, weights),
             bytes_down=sum(report.bytes_down for report in sites.values()),
             bytes_up=sum(report.bytes_up for report in sites.values()),
+            error_down=error_down,
             seconds=self._seconds(),
-            sha256=sha256,
+            sha256="",
         )
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began
+
+
+def parting(
+    result: Result, metrics: Mapping[str, Metrics], weights: Mapping[str, int]
+) -> Result:
+    """Return the result of a run that was played to its end.
+
+    Args:
+        result: Rounds and hash.
+        metrics: Of the final model, by site.
+        weights: Examples of each site in the last round; a site not there weighs 1.
+    """
+    sites = dict(sorted(metrics.items()))
+    of_each = {site: weights.get(site, 1) for site in sites}
+    mean = weighted_mean(sites, of_each)
+    return msgspec.structs.replace(result, sites=sites, metrics=mean)
 
 
 def _finite(site: str, metrics: Metrics) -> dict[str, float]:

@@ -2,55 +2,56 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import TypeAlias, final
 
-from flare_core._errors import ProtocolError, Refusal
-from flare_core._model import Layout, Metrics, ModelState, Update
-from flare_core._plan import Plan
+import msgspec
+
+from flare_core._errors import Refusal
+from flare_core._model import Layout, Metrics, ModelState
 from flare_core._plugins import plugin
+from flare_core.application._aggregator import Aggregator
 from flare_core.application._events import (
     Observer,
     Published,
     Result,
     RoundPlayed,
-    SiteJoined,
+    RoundRecord,
     SiteLeft,
     SiteRefused,
     Updated,
 )
+from flare_core.application._intake import Intake
 from flare_core.application._lobby import Lobby
-from flare_core.application._round_report import RoundReport
+from flare_core.application._publication import Publication, sha256_of, sync
+from flare_core.application._round_report import RoundReport, parting
+from flare_core.application._worker import Worker
 from flare_core.communication import (
+    INITIAL,
     Aborted,
     Bye,
     Checked,
-    Frame,
+    Chunk,
+    Commit,
+    Committed,
     Hello,
-    Initial,
     Join,
     Leave,
+    Offer,
+    Parcel,
     Propose,
     Refused,
-    Start,
     ToServer,
     ToSite,
-    Trained,
+    Want,
     Welcome,
-    digest,
-    pack,
-    unpack,
 )
-from flare_core.federation import (
-    Round,
-    Strategy,
-    inadmissible,
-    unfit,
-    weighted_mean,
-)
+from flare_core.federation import Round, Strategy
 
 _log = logging.getLogger(__name__)
-Send: TypeAlias = Callable[[str, ToSite, list[Frame]], int]
-"""Sends a message and frames to a site; returns the bytes sent."""
+Send: TypeAlias = Callable[[str, ToSite | Chunk], None]
+"""Sends a message to a site."""
 
 
 @final
@@ -58,28 +59,45 @@ class Run:
     """Answers the sites' messages, and is over when all have left or it is aborted.
 
     Args:
-        plan: What to play.
+        welcome: What a site is told when it says hello; its plan is played.
+        folder: For what is underway; must exist.
         send: How to answer a site.
+        worker: Works on models meanwhile.
         observer: Told of everything that happens.
         preflight: Whether to compare the sites only.
     """
 
     def __init__(
-        self, plan: Plan, send: Send, observer: Observer, *, preflight: bool
+        self,
+        welcome: Welcome,
+        *,
+        folder: Path,
+        send: Send,
+        worker: Worker,
+        observer: Observer,
+        preflight: bool,
     ) -> None:
-        self._plan = plan
+        plan = self._plan = welcome.plan
+        self._welcome = welcome
+        self._folder = folder
         self._send = send
+        self._worker = worker
         self._observer = observer
         self._preflight = preflight
         self._strategy: Strategy = plugin("flare_core.strategies", plan.strategy.name)(
             plan.strategy
         )
         self._welcomed: set[str] = set()
+        self._refused: dict[str, Refused] = {}
         self._lobby = Lobby(plan)
+        self._intake = Intake(plan.encoding.up, folder)
         self._asked: str | None = None
         self._round: Round | None = None
         self._report = RoundReport(0)
-        self._model = ModelState({})
+        self._model: Publication | None = None
+        self._aggregator: Aggregator | None = None
+        self._updates: dict[str, ModelState] = {}
+        self._complete = False
         self._weights: Mapping[str, int] = {}
         self._final_metrics: dict[str, Metrics] = {}
         self.result = Result()
@@ -92,30 +110,29 @@ class Run:
     def welcome(self, site: str) -> None:
         """Send the plan to a site."""
         self._welcomed.add(site)
-        self._send(site, Welcome(plan=self._plan), [])
+        self._send(site, self._welcome)
+        if site in self._refused:  # it may have been lost with the connection
+            self._send(site, self._refused[site])
 
-    def receive(
-        self, site: str, message: ToServer, body: list[Frame], num_bytes: int
-    ) -> None:
-        """Take a site's message.
-
-        Args:
-            site: Who sent it.
-            message: What it says.
-            body: The model that came with it, if any.
-            num_bytes: Size of both.
-        """
+    def receive(self, site: str, message: ToServer | Chunk) -> None:
+        """Take a message of a site that has said hello."""
         match message:
+            case Chunk():
+                self._reject(self._intake.take(site, message))
+            case Want():
+                self._serve(site, message)
+            case Offer():
+                self._offered(site, message)
+            case Commit():
+                self._commit(site, message)
             case Join():
                 self._join(site, message)
-            case Initial():
-                self._begin(site, body)
-            case Trained():
-                self._trained(site, message, body, num_bytes)
             case Leave():
                 self._leave(site, message)
             case _:
                 _log.info("ignored %s of site %r", message, site)
+        for other, want in self._intake.wants():
+            self._send(other, want)
 
     def site_left(self, site: str, reason: str, *, failed: bool = False) -> None:
         """Note that a site has gone, and whether by a failure."""
@@ -123,6 +140,7 @@ class Run:
         if self.over or (site in self._lobby.joined and site not in present):
             return
         present.discard(site)
+        self._intake.forget(site)
         self._observer(SiteLeft(site, reason, self._final_metrics.get(site, {})))
         if self._round is None:
             reason = f"site {site!r} left before round 0: {reason}"
@@ -138,39 +156,48 @@ class Run:
         if self.over:
             return
         for site in sorted(self._welcomed):  # it may still be loading its model
-            self._send(site, Aborted(reason=reason), [])
-        self.result = Result(
-            rounds=self.result.rounds,
-            sha256=self.result.sha256,
-            error=reason,
-            failed_site=failed_site,
+            self._send(site, Aborted(reason=reason))
+        self.result = msgspec.structs.replace(
+            self.result, error=reason, failed_site=failed_site
         )
         self.over = True
 
+    def takes_part(self, site: str) -> bool:
+        """Return whether a site has joined and not left."""
+        return site in self._lobby.present
+
+    def close(self) -> None:
+        """Drop what is underway."""
+        self._intake.close()
+
     @property
     def _finished(self) -> bool:
-        return self.result.rounds == self._plan.rounds
+        """Whether the final model is out."""
+        return self._number == self._plan.rounds
+
+    @property
+    def _number(self) -> int:
+        """The round being played, or the number of rounds played."""
+        return INITIAL if self._round is None else self._round.number
 
     def _join(self, site: str, join: Join) -> None:
         if site in self._lobby.joined:
-            _log.info("ignored that site %r joined again", site)
+            self._say_again(site)
             return
         if self._lobby.full:  # it said hello before the others had joined
-            self._send(site, Aborted(reason=self._lobby.too_many(site)), [])
+            self._send(site, Aborted(reason=self._lobby.too_many(site)))
             return
         self._lobby.enter(site, join)
-        self._observer(
-            SiteJoined(
-                site,
-                join.layout,
-                join.stays,
-                join.base,
-                str(join.schedule),
-                join.horizon,
-            )
-        )
+        self._observer(self._lobby.event(site))
         if self._lobby.full:
             self._compare()
+
+    def _say_again(self, site: str) -> None:
+        """Answer a site that lost its connection, and perhaps an answer with it."""
+        if self._model is not None:
+            self._send_start(site, self._model)
+        elif site == self._asked:
+            self._send(site, Propose())
 
     def _compare(self) -> None:
         """All have joined: refuse those that do not fit, or ask one to begin."""
@@ -181,98 +208,163 @@ class Run:
             self.abort(str(refusals[0]), failed_site=refusals[0].site)
         elif self._preflight:
             for site in sorted(self._lobby.present):
-                self._send(site, Checked(), [])
+                self._send(site, Checked())
             self.over = True
         else:
-            self._asked = self._lobby.opener
-            self._send(self._asked, Propose(), [])
+            asked = self._asked = self._lobby.opener
+            layout = self._lobby.joined[asked].layout
+            self._intake.begin(INITIAL, [asked], layout, None)
+            self._send(asked, Propose())
 
-    def _begin(self, site: str, body: list[Frame]) -> None:
-        """Start from the weights of the site that was asked."""
-        if self._round is not None or site != self._asked:
-            _log.info("ignored initial weights of site %r: nobody asked", site)
-            return
-        layout = self._lobby.joined[site].layout
-        weights = _unpacked(site, body, layout)
-        refusal = (
-            weights if isinstance(weights, Refusal) else unfit(site, weights, layout)
-        )
-        if isinstance(weights, ModelState) and refusal is None:
-            self._open_round(weights, 0)
-        elif refusal is not None:
-            self._refuse(refusal)
-            self.abort(str(refusal), failed_site=site)
-
-    def _open_round(self, model: ModelState, number: int) -> None:
-        """Send a global model to all; it starts a round, or is the final one."""
-        for array in model.values():
-            array.flags.writeable = False  # it is lent to the socket
-        frames = pack(model)
-        final = number == self._plan.rounds
-        self._model = model
-        self.result = Result(rounds=number, sha256=digest(frames))
-        self._observer(Published(number, frames, final))
-        self._report = RoundReport(number)
-        if not final:
-            least = self._plan.selection.least
-            sites = self._lobby.present
-            self._round = Round(number, sites, model.layout, quorum=least)
-        start = Start(round_number=number, final=final)
-        for site in sorted(self._lobby.present):
-            self._report.sent(site, self._send(site, start, frames))
-
-    def _trained(
-        self, site: str, message: Trained, body: list[Frame], num_bytes: int
-    ) -> None:
-        current = self._round
-        if current is None or site not in current.missing:
+    def _offered(self, site: str, offer: Offer) -> None:
+        if self._intake.has(site, offer):
+            self._send(site, Committed(stream=offer.stream))
+            if self._model is not None and self._number > offer.round_number:
+                self._send_start(site, self._model)
+        elif not self._intake.awaits(site, offer):
             _log.info("ignored an update of site %r that nobody waits for", site)
-            return
-        admitted = self._admit(site, message, body)
-        if isinstance(admitted, Refusal):
-            self._refuse(admitted)
-            self._lobby.present.discard(site)
-            self._go_on_without(current, site, str(admitted))
-        elif current.receive(admitted):
-            report = self._report.received(admitted, num_bytes)
-            self._observer(Updated(site, current.number, report))
-            self._end_when_complete(current)
         else:
-            _log.info("ignored a late update of site %r", site)
+            self._reject(self._intake.open(site, offer))
 
-    def _admit(
-        self, site: str, message: Trained, body: list[Frame]
-    ) -> Update | Refusal:
-        layout = self._model.layout
-        weights = _unpacked(site, body, layout)
+    def _commit(self, site: str, commit: Commit) -> None:
+        parcel = self._intake.commit(site, commit)
+        if isinstance(parcel, Refusal):
+            self._reject(parcel)
+        elif parcel is not None:
+            self._send(site, Committed(stream=commit.stream))
+            self._worker.do(
+                self._intake.inspection(parcel),
+                partial(self._inspected, parcel, commit.digest),
+            )
+
+    def _inspected(
+        self, parcel: Parcel, stream: bytes, weights: ModelState | Refusal
+    ) -> None:
+        """An update was looked at: let it count, or refuse it."""
+        if self.over:
+            return
         if isinstance(weights, Refusal):
-            return weights
-        update = Update(
-            site=site,
-            round_number=message.round_number,
-            weights=weights,
-            num_examples=message.num_examples,
-            metrics=message.metrics,
-            global_metrics=message.global_metrics,
-        )
-        return inadmissible(update, layout) or update
+            self._reject(weights)
+        elif parcel.offer.round_number == INITIAL:
+            self._begin(parcel, stream, weights.layout)
+        else:
+            self._admit(parcel, weights)
 
-    def _end_when_complete(self, current: Round) -> None:
-        if not current.complete:
+    def _begin(self, parcel: Parcel, stream: bytes, layout: Layout) -> None:
+        """Start from the weights of the site that was asked."""
+        assert parcel.path is not None  # noqa: S101 - only a later one may be short
+        self._worker.small = parcel.offer.is_short
+        self._aggregator = Aggregator(
+            self._plan, layout, self._strategy, self._folder, self._worker.each
+        )
+        self._open_round(self._aggregator.first(parcel.path, stream), 0)
+
+    def _admit(self, parcel: Parcel, weights: ModelState) -> None:
+        """Let an update count, and fold what is next in the cohort's order."""
+        site, offer = parcel.site, parcel.offer
+        current, number = self._round, offer.round_number
+        if current is None or not current.receive(site, number, offer.num_examples):
+            _log.info("ignored a late update of site %r", site)
+            return
+        report = self._report.received(site, offer)
+        self._observer(Updated(site, current.number, report))
+        self._updates[site] = weights
+        self._go_on(current)
+
+    def _go_on(self, current: Round) -> None:
+        """Fold what is due, and end the round if that was all."""
+        assert self._aggregator is not None  # noqa: S101 - there is a round
+        assert self._model is not None  # noqa: S101
+        for site in current.due():
+            weights, num_examples = self._updates.pop(site), current.num_examples[site]
+            self._worker.do(partial(self._aggregator.add, weights, num_examples))
+        if current.complete and not self._complete:
+            self._complete = True
+            self._worker.do(
+                partial(self._aggregator.finish, self._model, current.number + 1),
+                partial(self._played, current),
+            )
+
+    def _played(self, current: Round, outcome: Publication | Refusal) -> None:
+        """A round is over."""
+        if self.over:
+            return
+        if isinstance(outcome, Refusal):
+            self.abort(f"round {current.number}: {outcome}")
             return
         self._weights = current.num_examples
-        report = self._report
-        model = self._strategy.next_model(self._model, current.mean())
-        refusal = unfit(
-            f"strategy {self._plan.strategy.name}", model, self._model.layout
+        record = self._report.record(self._weights, error_down=outcome.error)
+        self._open_round(outcome, current.number + 1, record)
+
+    def _open_round(
+        self, model: Publication, number: int, record: RoundRecord | None = None
+    ) -> None:
+        """Tell all of the model that came out of the round on record."""
+        before, self._model = self._model, model
+        self._report = RoundReport(number)
+        self._updates.clear()
+        self._complete = False
+        least = self._plan.selection.least
+        self._round = Round(number, self._lobby.present, quorum=least)
+        cohort = () if self._finished else self._round.cohort
+        self._intake.begin(number, cohort, model.weights.layout, model)
+        for site in sorted(self._lobby.present):
+            self._send_start(site, model)
+        self._worker.do(
+            partial(sha256_of, model.model.path),
+            partial(self._record, model, number, record),
         )
-        if refusal is not None:
-            self.abort(f"round {current.number}: {refusal}")
+        self._worker.do_aside(partial(sync, model.model.path))
+        if before is not None:
+            self._worker.do_aside(before.discard)
+
+    def _record(
+        self, model: Publication, number: int, record: RoundRecord | None, sha256: str
+    ) -> None:
+        """A global model is out, and the round that it came out of is over."""
+        if self.over:
             return
-        self._open_round(model, current.number + 1)
-        self._observer(RoundPlayed(report.record(self._weights, self.result.sha256)))
-        if self._finished:
-            self._end_when_all_left()
+        self.result = Result(rounds=number, sha256=sha256)
+        final = number == self._plan.rounds
+        self._observer(
+            Published(number, model.model.path, model.weights, sha256, final)
+        )
+        if record is not None:
+            played = msgspec.structs.replace(record, sha256=sha256)
+            self._observer(RoundPlayed(played))
+        self._end_when_all_left()
+
+    def _send_start(self, site: str, model: Publication) -> None:
+        start = model.start(self._number, final=self._finished)
+        self._report.sent(site, len(start.short))
+        self._send(site, start)
+
+    def _serve(self, site: str, want: Want) -> None:
+        """Send what a site asks for of the global model."""
+        model = self._model
+        if model is None or site not in self._lobby.present:
+            _log.info("ignored that site %r wants a model", site)
+            return
+        chunks = model.chunks(want)
+        if chunks is None:  # it was slow, and the round went on
+            self._send_start(site, model)
+            return
+        for chunk in chunks:
+            self._report.sent(site, sum(len(frame) for frame in chunk.frames))
+            self._send(site, chunk)
+
+    def _reject(self, refusal: Refusal | None) -> None:
+        """Refuse what a site sent, if it is wrong, and go on without the site."""
+        if refusal is None:
+            return
+        site = refusal.site
+        self._refuse(refusal)
+        self._intake.forget(site)
+        if self._round is None:
+            self.abort(str(refusal), failed_site=site)
+        else:
+            self._lobby.present.discard(site)
+            self._go_on_without(self._round, site, str(refusal))
 
     def _go_on_without(self, current: Round, site: str, reason: str) -> None:
         """A site is gone in the middle of a round: go on or give up."""
@@ -286,42 +378,22 @@ class Run:
             )
             self.abort(reason, failed_site=site)
         else:
-            self._end_when_complete(current)
+            self._go_on(current)
 
     def _refuse(self, refusal: Refusal) -> None:
         self._observer(SiteRefused(refusal))
-        self._send(refusal.site, Refused(refusal=refusal), [])
+        self._refused[refusal.site] = Refused(refusal=refusal)
+        self._send(refusal.site, self._refused[refusal.site])
 
     def _leave(self, site: str, message: Leave) -> None:
         if site in self._lobby.joined:
             self._final_metrics[site] = message.metrics
-        self._send(site, Bye(), [])
+        self._send(site, Bye())
         self.site_left(site, message.reason, failed=message.failed)
 
     def _end_when_all_left(self) -> None:
-        if self._lobby.present:
+        """End, once the final model is on record and nobody needs it any more."""
+        if self._lobby.present or self.result.rounds != self._plan.rounds:
             return
-        sites = dict(sorted(self._final_metrics.items()))
-        weights = {site: self._weights.get(site, 1) for site in sites}
-        self.result = Result(
-            rounds=self.result.rounds,
-            sha256=self.result.sha256,
-            sites=sites,
-            metrics=weighted_mean(sites, weights),
-        )
+        self.result = parting(self.result, self._final_metrics, self._weights)
         self.over = True
-
-
-def _unpacked(site: str, body: list[Frame], layout: Layout) -> ModelState | Refusal:
-    """Return the weights that a site sent, or why they are none."""
-    try:
-        return unpack(body, classes=layout.classes)
-    except ProtocolError as exc:
-        return Refusal(
-            reason="update",
-            site=site,
-            what="update",
-            expected="a model",
-            got=str(exc),
-            advice="is its connection or its version broken?",
-        )

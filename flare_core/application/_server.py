@@ -1,31 +1,55 @@
 """The server's loop: takes messages in, plays the rounds, sends models out."""
 
 import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import final
 
 import msgspec
 
-from flare_core._errors import ProtocolError
+from flare_core._errors import ConfigurationError, ProtocolError
 from flare_core._plan import Plan, plan_from
 from flare_core.application._events import Observer, Result, RunEnded, RunOpened
 from flare_core.application._run import Run
+from flare_core.application._worker import Worker
 from flare_core.communication import (
     Aborted,
+    Chunk,
     Frame,
     Hello,
     Ping,
     Pong,
     ToServer,
     ToSite,
+    Welcome,
     ZmqRouter,
     decode_to_server,
     encode,
 )
 
 _log = logging.getLogger(__name__)
+_PINGS = 4
+"""A site that is given up was silent for so many of the times it should have spoken."""
+_MOST_THREADS = 4
+"""More do not make memory faster."""
+
+
+@final
+@dataclass(slots=True)
+class _Session:
+    """One connected site: how it is reached, and when it was last heard."""
+
+    token: bytes
+    peer: bytes
+    heard: float
 
 
 @final
@@ -35,8 +59,14 @@ class Server:
     Args:
         plan: What to play.
         address: Where to listen; port 0 takes any free one.
+        folder: Where updates and models lie meanwhile, in a folder ``spool`` that is
+            removed at the end; by default in the system's folder for such.  It needs
+            room for each site's update and for four times the model.
         observer: Told of everything that happens, on the server's thread.
         preflight: Whether to compare the sites only, and train nothing.
+        patience_s: Seconds without a word after which a site is given up; however long
+            it trains, it says something four times as often.
+        num_threads: Cores to average on; by default up to four of the machine's.
 
     Raises:
         ConfigurationError: If the plan breaks a rule or names a strategy that is not
@@ -48,16 +78,33 @@ class Server:
         plan: Plan,
         *,
         address: str = "tcp://127.0.0.1:0",
+        folder: Path | None = None,
         observer: Observer = lambda _: None,
         preflight: bool = False,
+        patience_s: float = 60.0,
+        num_threads: int | None = None,
     ) -> None:
         self._observer = observer
+        self._patience_s = patience_s
+        self._num_threads = num_threads or min(os.cpu_count() or 1, _MOST_THREADS)
         self._sites: dict[bytes, str] = {}
-        self._peers: dict[str, bytes] = {}
-        self._orders: deque[Callable[[], None]] = deque()
+        self._sessions: dict[str, _Session] = {}
+        self._orders: deque[Callable[[], object]] = deque()
+        self._name = secrets.token_hex(8)
+        temporary = Path(tempfile.gettempdir(), f"flare-{self._name}")
+        self._spool = folder / "spool" if folder else temporary
         # what Python made of it may break rules that a file could not
         self._plan = plan_from(msgspec.to_builtins(plan), source="plan")
-        self._run = Run(self._plan, self._send, observer, preflight=preflight)
+        self._worker = Worker(self._order, num_threads=self._num_threads)
+        ping_s = patience_s / _PINGS
+        self._run = Run(
+            Welcome(plan=self._plan, run=self._name, ping_s=ping_s),
+            folder=self._spool,
+            send=self._send,
+            worker=self._worker,
+            observer=observer,
+            preflight=preflight,
+        )
         self._router = ZmqRouter(address)
 
     @property
@@ -66,21 +113,24 @@ class Server:
         return self._router.endpoint
 
     def run(self) -> Result:
-        """Play all rounds; returns when the last site has left, or the run aborted."""
+        """Play all rounds; returns when the last site has left, or the run aborted.
+
+        Raises:
+            ConfigurationError: If there is no room for the updates or the model.
+        """
         try:
+            self._make_spool()
             self._observer(RunOpened(self._plan, self.endpoint))
-            while not self._run.over:
-                received = self._router.receive()
-                while self._orders:
-                    self._orders.popleft()()
-                if received is not None and not self._run.over:
-                    self._handle(*received)
+            self._serve()
             self._observer(RunEnded(self._run.result))
         except BaseException as exc:
             self._run.abort(f"the server failed: {type(exc).__name__}: {exc}")
             raise
         finally:
+            self._worker.close()
+            self._run.close()
             self._router.close()
+            self._remove_spool()
         return self._run.result
 
     def lose(self, site: str, reason: str) -> None:
@@ -91,48 +141,101 @@ class Server:
         """Abort the run; from any thread."""
         self._order(partial(self._run.abort, reason))
 
-    def _order(self, order: Callable[[], None]) -> None:
+    def _order(self, order: Callable[[], object]) -> None:
         self._orders.append(order)
         self._router.wake()
 
+    def _serve(self) -> None:
+        look_s = self._patience_s / _PINGS
+        look_at = time.monotonic() + look_s
+        while not self._run.over:
+            received = self._router.receive(timeout_s=look_s)
+            while self._orders:
+                self._orders.popleft()()
+            if received is not None and not self._run.over:
+                self._handle(*received)
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + look_s
+                self._lose_the_silent()
+
     def _handle(self, peer: bytes, frames: list[Frame]) -> None:
         try:
-            message = decode_to_server(frames[0] if frames else b"")
+            message = decode_to_server(frames)
         except ProtocolError as exc:
             _log.info("ignored %d frames from a stranger: %s", len(frames), exc)
             return
         if isinstance(message, Hello):
             self._greet(peer, message)
-        elif (site := self._sites.get(peer)) is None:
+            return
+        site = self._sites.get(peer)
+        if site is None:
             self._turn_away(peer, message)
-        elif isinstance(message, Ping):
-            self._router.send(peer, [encode(Pong())])
+            return
+        self._sessions[site].heard = time.monotonic()
+        if isinstance(message, Ping):
+            if message.answer:
+                self._reply(peer, Pong())
         else:
-            num_bytes = sum(len(frame) for frame in frames)
-            self._run.receive(site, message, frames[1:], num_bytes)
+            self._run.receive(site, message)
 
     def _greet(self, peer: bytes, hello: Hello) -> None:
-        objection = self._run.objection(hello)
+        known = self._sessions.get(hello.site)
+        returns = known is not None and known.token == hello.session
+        objection = "" if returns else self._objection(hello)
         if objection:
-            self._router.send(peer, [encode(Aborted(reason=objection))])
+            self._reply(peer, Aborted(reason=objection))
             return
-        self._sites.pop(self._peers.get(hello.site, b""), None)
+        if known is not None:
+            self._sites.pop(known.peer, None)
         self._sites[peer] = hello.site
-        self._peers[hello.site] = peer
+        self._sessions[hello.site] = _Session(hello.session, peer, time.monotonic())
         self._run.welcome(hello.site)
 
-    def _turn_away(self, peer: bytes, message: ToServer) -> None:
+    def _objection(self, hello: Hello) -> str:
+        if hello.run not in ("", self._name):
+            return (
+                f"site {hello.site!r} takes part in run {hello.run}, and this server "
+                f"plays run {self._name}; start the site's script again"
+            )
+        return self._run.objection(hello)
+
+    def _turn_away(self, peer: bytes, message: ToServer | Chunk) -> None:
         """End the wait of a peer that is no site, or is one no more."""
+        if isinstance(message, Chunk):
+            return  # what was on its way when the connection broke
         _log.info("turned away %s of a peer that said no hello", message)
         reason = (
-            "the server does not know this connection: it broke, or the server was "
-            "started again, or another site has taken the same name"
+            "the server does not know this connection: it was given up, or the server "
+            "was started again, or another site has taken the same name"
         )
-        self._router.send(peer, [encode(Aborted(reason=reason))])
+        self._reply(peer, Aborted(reason=reason))
 
-    def _send(self, site: str, message: ToSite, body: list[Frame]) -> int:
-        """Send a message to a site and return its bytes."""
-        frames = [encode(message), *body]
-        if not self._router.send(self._peers[site], frames):
-            self.lose(site, "its connection is gone")
-        return sum(len(frame) for frame in frames)
+    def _lose_the_silent(self) -> None:
+        """Give up the sites that have said nothing for too long."""
+        silent = time.monotonic() - self._patience_s
+        for site, session in list(self._sessions.items()):
+            if session.heard < silent:
+                del self._sessions[site]
+                self._sites.pop(session.peer, None)
+                reason = f"nothing was heard of it for {self._patience_s:g} s"
+                if self._run.takes_part(site):
+                    self._run.site_left(site, reason, failed=True)
+
+    def _reply(self, peer: bytes, message: ToSite) -> None:
+        self._router.send(peer, encode(message))
+
+    def _send(self, site: str, message: ToSite | Chunk) -> None:
+        """Send a message; a site whose connection broke will ask for it again."""
+        session = self._sessions.get(site)
+        if session is not None:
+            self._router.send(session.peer, encode(message))
+
+    def _make_spool(self) -> None:
+        try:
+            self._spool.mkdir(parents=True, mode=0o700)
+        except OSError as exc:
+            msg = f"cannot make the folder {self._spool}: {exc.strerror}"
+            raise ConfigurationError(msg) from exc
+
+    def _remove_spool(self) -> None:
+        shutil.rmtree(self._spool, ignore_errors=True)

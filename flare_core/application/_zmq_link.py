@@ -1,15 +1,14 @@
 """The link over ZeroMQ: our own server at the other end."""
 
 import logging
-import time
-from typing import Any, final
+import secrets
+from typing import TypeVar, final
 
 from flare_core._errors import (
     FlareError,
     PreflightPassed,
     ProtocolError,
     RunAbortedError,
-    ServerUnreachableError,
     refused,
 )
 from flare_core._model import (
@@ -20,39 +19,34 @@ from flare_core._model import (
     Update,
     as_scalars,
 )
-from flare_core._plan import Plan
+from flare_core._plan import Encoding, Plan
 from flare_core._site import Site
+from flare_core.application._edge import Edge
 from flare_core.application._link import Proposal
 from flare_core.application._manifest import Manifest
+from flare_core.application._mirror import Mirror, Mirrors
 from flare_core.communication import (
-    PROTOCOL,
+    INITIAL,
     Aborted,
     Bye,
     Checked,
-    Frame,
+    Courier,
     Hello,
-    Initial,
+    Incoming,
     Join,
     Leave,
-    Ping,
-    Pong,
+    Offer,
     Propose,
     Refused,
     Start,
-    ToServer,
     ToSite,
-    Trained,
     Welcome,
-    ZmqDealer,
-    decode_to_site,
-    encode,
-    pack,
     unpack,
 )
 
 _log = logging.getLogger(__name__)
-_PING_S = 2.0
-_INITIAL = -1
+_STREAM_BYTES = 16
+_Message = TypeVar("_Message", bound=ToSite)
 
 
 @final
@@ -66,19 +60,22 @@ class ZmqLink:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._manifest = Manifest(site)
-        self._socket: ZmqDealer | None = None
+        self._mirrors = Mirrors()
+        self._courier: Courier | None = None
         self._plan: Plan | None = None
+        self._edge = Edge(site, Encoding(), run="")
         self._layout = Layout(())
 
     def plan(self) -> Plan:
         """Return the run's plan; asked for once."""
-        if self._plan is not None:
-            return self._plan
-        hello = Hello(site=self._site.name, protocol=PROTOCOL)
-        welcome, _ = self._ask(hello, [], Welcome)
-        plan: Plan = welcome.plan
-        self._plan = plan
-        return plan
+        if self._plan is None:
+            hello = Hello(site=self._site.name, session=_random())
+            patience_s = self._site.patience_s
+            self._courier = Courier(self._site.server, hello, patience_s=patience_s)
+            welcome = self._sure(self._courier.ask(hello, Welcome), Welcome)
+            self._plan = welcome.plan
+            self._edge = Edge(self._site, welcome.plan.encoding, run=welcome.run)
+        return self._plan
 
     def join(self, proposal: Proposal) -> GlobalModel:
         """Take part: return the model of the first round to play.
@@ -95,91 +92,134 @@ class ZmqLink:
             stays=proposal.stays,
             horizon=proposal.horizon,
         )
-        answer, body = self._ask(request, [], Propose | Start | Checked)
+        answer = self._connected.ask(request, Propose, Start, Checked)
         if isinstance(answer, Checked):
             self._close()  # the server has ended: there is no good-bye to wait for
             raise PreflightPassed(0)
         if isinstance(answer, Propose):
             _log.info("site %r gives the initial weights", self._site.name)
-            answer, body = self._hand_in(_INITIAL, Initial(), proposal.weights)
-        return self._global_model(answer, body)
+            return self._hand_in(proposal.weights, round_number=INITIAL)
+        return self._fetch(self._sure(answer, Start))
 
     def exchange(self, update: Update) -> GlobalModel:
-        """Hand in an update and return the next global model."""
-        message = Trained(
+        """Hand in an update and return the next global model.
+
+        Its memory is used again once nothing looks at its arrays any more.
+        """
+        return self._hand_in(
+            update.weights,
             round_number=update.round_number,
             num_examples=update.num_examples,
             metrics=dict(update.metrics),
             global_metrics=dict(update.global_metrics),
         )
-        answer, body = self._hand_in(update.round_number, message, update.weights)
-        return self._global_model(answer, body)
 
     def leave(
         self, metrics: Metrics, *, reason: str = "", failed: bool = False
     ) -> None:
         """Tell the server and disconnect; a server that is gone is no error."""
-        if self._socket is None:
+        if self._courier is None:
             return
         message = Leave(metrics=as_scalars(metrics), reason=reason, failed=failed)
         try:
-            self._socket.send([encode(message)])
-            answer: ToSite = Pong()
-            while not isinstance(answer, Bye | Aborted):  # it may be behind a model
-                answer, _ = self._wait(self._socket)
+            self._courier.ask(message, Bye)
         except FlareError as exc:
             _log.info("site %r leaves: %s", self._site.name, exc)
         finally:
             self._close()
 
-    def _hand_in(
-        self, round_number: int, message: ToServer, weights: ModelState
-    ) -> tuple[Start, list[Frame]]:
-        frames = pack(weights)
-        self._manifest.note(round_number, weights.layout, frames[1:])
-        return self._ask(message, frames, Start)
+    @property
+    def _connected(self) -> Courier:
+        if self._courier is None:
+            msg = f"site {self._site.name!r} has left the run"
+            raise RunAbortedError(msg)
+        return self._courier
 
-    def _global_model(self, start: Start, body: list[Frame]) -> GlobalModel:
-        weights = unpack(body, classes=self._layout.classes)
+    def _hand_in(
+        self,
+        weights: ModelState,
+        *,
+        round_number: int,
+        num_examples: int = 0,
+        metrics: dict[str, float] | None = None,
+        global_metrics: dict[str, float] | None = None,
+    ) -> GlobalModel:
+        if weights.layout != self._layout:
+            self._offer_other(weights.layout, round_number)
+        leaving = self._edge.leaving(weights)
+        self._manifest.note(round_number, weights.layout, leaving.bodies)
+        offer = Offer(
+            stream=_random(),
+            num_bytes=sum(len(frame) for frame in leaving.frames),
+            round_number=round_number,
+            num_examples=num_examples,
+            metrics=metrics or {},
+            global_metrics=global_metrics or {},
+            base=leaving.base,
+            error=leaving.error,
+        )
+        answer = self._connected.send(offer, leaving.frames, Start)
+        start = self._sure(answer, Start)
+        self._edge.accepted()
+        return self._fetch(start)
+
+    def _offer_other(self, layout: Layout, round_number: int) -> None:
+        """Have the server refuse weights of another layout, by name; send none."""
+        offer = Offer(
+            stream=_random(), num_bytes=0, round_number=round_number, layout=layout
+        )
+        self._sure(self._connected.ask(offer, Refused), Start)
+
+    def _fetch(self, start: Start) -> GlobalModel:
+        """Receive a global model, or the next one if it is gone meanwhile."""
+        while True:
+            got = self._received(start)
+            if isinstance(got, memoryview):
+                break
+            start = self._sure(got, Start)
+        weights = unpack(got, classes=self._layout.classes)
+        self._edge.arrived(start.stream, weights)
         return GlobalModel(
             round_number=start.round_number, weights=weights, final=start.final
         )
 
-    def _ask(
-        self, message: ToServer, body: list[Frame], wanted: Any
-    ) -> tuple[Any, list[Frame]]:
-        """Send a message and wait for one of the answers wanted."""
-        if self._socket is None:
-            self._socket = ZmqDealer(self._site.server)
-        self._socket.send([encode(message), *body])
-        answer, frames = self._wait(self._socket)
+    def _received(self, start: Start) -> memoryview | ToSite:
+        """Return the file of a global model, or what came instead."""
+        mirror = self._mirrors.take(start.num_bytes)
+        if len(start.short) == start.num_bytes:
+            mirror.write(0, [start.short])
+            return mirror.file
+        delta = self._edge.short_cut(start)
+        if delta is None:
+            return self._stream(start.stream, mirror) or mirror.file
+        encoded = self._mirrors.take(delta.num_bytes)
+        bad_news = self._stream(delta.stream, encoded)
+        if bad_news is not None:
+            return bad_news
+        mirror.write_all(self._edge.decoded(encoded.file))
+        return mirror.file
+
+    def _stream(self, stream: bytes, mirror: Mirror) -> ToSite | None:
+        incoming = Incoming(len(mirror.file), mirror.write)
+        return self._connected.fetch(stream, incoming)
+
+    def _sure(self, answer: ToSite | None, wanted: type[_Message]) -> _Message:
+        """Return the answer if it is what was wanted, else raise what it means."""
         if isinstance(answer, wanted):
-            return answer, frames
+            return answer
         self._close(abandon=True)
         if isinstance(answer, Refused):
             raise refused(answer.refusal)
         if isinstance(answer, Aborted):
             raise RunAbortedError(answer.reason)
-        msg = f"the server answered {type(message).__name__} by {answer!r}"
+        msg = f"the server answered {answer!r} where {wanted.__name__} was expected"
         raise ProtocolError(msg)
 
-    def _wait(self, socket: ZmqDealer) -> tuple[ToSite, list[Frame]]:
-        """Wait as long as the server shows that it lives."""
-        heard = time.monotonic()
-        while True:
-            frames = socket.receive(timeout_s=min(_PING_S, self._site.patience_s / 3))
-            if frames is not None:
-                heard = time.monotonic()
-                answer = decode_to_site(frames[0])
-                if not isinstance(answer, Pong):
-                    return answer, frames[1:]
-            elif time.monotonic() - heard >= self._site.patience_s:
-                self._close(abandon=True)
-                raise ServerUnreachableError(self._site.server, self._site.patience_s)
-            else:
-                socket.send([encode(Ping())])
-
     def _close(self, *, abandon: bool = False) -> None:
-        if self._socket is not None:
-            self._socket.close(abandon=abandon)
-            self._socket = None
+        if self._courier is not None:
+            self._courier.close(abandon=abandon)
+            self._courier = None
+
+
+def _random() -> bytes:
+    return secrets.token_bytes(_STREAM_BYTES)

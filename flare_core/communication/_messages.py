@@ -1,26 +1,37 @@
 """What a site and the server say to each other: tagged msgpack, one struct a sentence.
 
-A message is one frame; a model follows it as the frames of `_frames`.
-
 ::
 
-    site                      server
-    Hello                 →
-                          ←   Welcome        the plan
-    Join                  →                  layout, base, schedule: no weights
-                          ←   Propose        to one site only: send your weights
-    Initial + model       →
-                          ←   Start + model  round 0, when all have joined
-    Trained + model       →
-                          ←   Start + model  the next round, or the final model
-    Leave                 →
-                          ←   Bye
+    site                           server
+    Hello                      →
+                               ←   Welcome    the plan
+    Join                       →              layout, base, schedule: no weights
+                               ←   Propose    to one site only: send your weights
+    Offer                      →              so many bytes, of this round
+                               ←   Want       send these of them
+    chunks                     →
+                               ←   Want       as they arrive, until the last one
+    Commit                     →              their digest
+                               ←   Committed  all of them are safe
+                               ←   Start      a global model: so many bytes
+    Want                       →              send these of them
+                               ←   chunks
+    Leave                      →
+                               ←   Bye
 
-`Refused` and `Aborted` can answer anything; `Ping` is answered by `Pong`; in a
-pre-flight `Checked` answers the joins and nothing follows.
+Each further round begins with the site's next `Offer`.  `Refused` and `Aborted` can
+answer anything; `Ping` is answered by `Pong`; in a pre-flight `Checked` answers the
+joins and nothing follows.  After a break a site says `Hello` again with the same
+session, and what it was waiting for; a stream goes on where it was.
+
+A sentence is one frame, or several if it is long; a chunk is a header frame, then
+frames of bytes.
 """
 
-from typing import TypeAlias
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias, TypeVar, final
 
 import msgspec
 
@@ -28,9 +39,20 @@ from flare_core._errors import ProtocolError, Refusal
 from flare_core._model import Layout, TensorSpec
 from flare_core._plan import Plan, Schedule
 from flare_core._site import SiteName
+from flare_core.communication._safetensors import Frame
+from flare_core.communication._streams import CHUNK_BYTES
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised with every change that an older peer would misread."""
+INITIAL = -1
+"""Stands for the round of the weights that a run starts from."""
+
+NumBytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+StreamId: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+"""Of an upload: random, its nonce.  Of a global model: the XXH3-128 of its bytes."""
+_CHUNK = struct.Struct("<c16sQ")
+_MARK = b"D"
+"""No message begins so: each is a map of msgpack."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -38,9 +60,17 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Hello(_Message, frozen=True):
-    """A site introduces itself."""
+    """A site introduces itself.
+
+    Attributes:
+        site: Its name.
+        session: Random; the same one after a break, so that the site is known again.
+        run: The run it takes part in; empty if it does not know it yet.
+    """
 
     site: SiteName
+    session: StreamId
+    run: str = ""
     protocol: int = PROTOCOL
 
 
@@ -62,24 +92,63 @@ class Join(_Message, frozen=True):
     horizon: str = ""
 
 
-class Initial(_Message, frozen=True):
-    """The weights the run starts from follow."""
-
-
-class Trained(_Message, frozen=True):
-    """An update; its weights follow.
+class Offer(_Message, frozen=True):
+    """A site has weights to send.
 
     Attributes:
-        round_number: The round it answers.
+        stream: Names this update; the same one if it is offered again.
+        num_bytes: The length of the stream.
+        round_number: The round it answers; `INITIAL` for those a run starts from.
         num_examples: Its aggregation weight.
         metrics: Of the local model after training.
         global_metrics: Of the global model the round started from.
+        base: The stream of the global model it was encoded against, if it was.
+        error: Relative error of the encoding; 0 if it loses nothing.
+        layout: Of the weights, if it is not the one that the site joined with.
+        short: All bytes of the stream, if they are so few that asking takes longer.
     """
 
+    stream: StreamId
+    num_bytes: NumBytes
     round_number: int
-    num_examples: int
-    metrics: dict[str, float]
-    global_metrics: dict[str, float]
+    num_examples: int = 0
+    metrics: dict[str, float] = {}
+    global_metrics: dict[str, float] = {}
+    base: bytes = b""
+    error: float = 0.0
+    layout: Layout | None = None
+    short: bytes = b""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether all bytes are here already."""
+        return len(self.short) == self.num_bytes
+
+
+class Want(_Message, frozen=True):
+    """Send these bytes of a stream.
+
+    Attributes:
+        stream: Which one.
+        start: The first byte.
+        stop: The one after the last.
+    """
+
+    stream: StreamId
+    start: NumBytes
+    stop: NumBytes
+
+
+class Commit(_Message, frozen=True):
+    """All bytes of a stream were sent.
+
+    Attributes:
+        stream: Which one.
+        digest: The XXH3-128 of all its bytes.
+    """
+
+    stream: StreamId
+    digest: StreamId
 
 
 class Leave(_Message, frozen=True):
@@ -97,29 +166,71 @@ class Leave(_Message, frozen=True):
 
 
 class Ping(_Message, frozen=True):
-    """Are you there?"""
+    """I am here.
+
+    Attributes:
+        answer: Whether to say the same.
+    """
+
+    answer: bool = True
 
 
 class Welcome(_Message, frozen=True):
-    """The plan of the run."""
+    """The plan of the run, and how to take part.
+
+    Attributes:
+        plan: What is played.
+        run: The run's own name.
+        ping_s: How often a site says that it lives, in seconds, while it trains.
+    """
 
     plan: Plan
+    run: str
+    ping_s: Annotated[float, msgspec.Meta(gt=0)] = 15.0
 
 
 class Propose(_Message, frozen=True):
     """Send your weights: the run starts from them."""
 
 
+class Committed(_Message, frozen=True):
+    """A stream has arrived, and will count or be refused."""
+
+    stream: StreamId
+
+
+class Delta(_Message, frozen=True):
+    """Another way to a global model, for who has an earlier one.
+
+    Attributes:
+        base: The stream of the model it was encoded against.
+        stream: Of the encoded model.
+        num_bytes: The length of that stream.
+    """
+
+    base: StreamId
+    stream: StreamId
+    num_bytes: NumBytes
+
+
 class Start(_Message, frozen=True):
-    """A global model follows.
+    """A global model is out.
 
     Attributes:
         round_number: The round it starts, or the number of rounds played.
+        stream: Its bytes, to be asked for.
+        num_bytes: Their number.
         final: Whether the run is over.
+        delta: A shorter way to it.
+        short: All bytes of the stream, if they are so few that asking takes longer.
     """
 
     round_number: int
+    stream: StreamId
+    num_bytes: NumBytes
     final: bool = False
+    delta: Delta | None = None
+    short: bytes = b""
 
 
 class Refused(_Message, frozen=True):
@@ -146,39 +257,80 @@ class Pong(_Message, frozen=True):
     """I am here."""
 
 
-ToServer: TypeAlias = Hello | Join | Initial | Trained | Leave | Ping
-ToSite: TypeAlias = Welcome | Propose | Start | Refused | Aborted | Checked | Bye | Pong
+@final
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some bytes of a stream.
+
+    Attributes:
+        stream: Which one.
+        offset: Where they begin.
+        frames: The bytes.
+    """
+
+    stream: bytes
+    offset: int
+    frames: Sequence[Frame]
+
+
+ToServer: TypeAlias = Hello | Join | Offer | Want | Commit | Leave | Ping
+ToSite: TypeAlias = (
+    Welcome
+    | Propose
+    | Want
+    | Committed
+    | Start
+    | Refused
+    | Aborted
+    | Checked
+    | Bye
+    | Pong
+)
+_Sentence = TypeVar("_Sentence")
 
 _TO_SERVER: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
 _TO_SITE: msgspec.msgpack.Decoder[ToSite] = msgspec.msgpack.Decoder(ToSite)
 
 
-def encode(message: ToServer | ToSite) -> bytes:
-    """Return the message as one frame."""
-    return msgspec.msgpack.encode(message)
+def encode(message: ToServer | ToSite | Chunk) -> list[Frame]:
+    """Return the frames of a message, none longer than a chunk."""
+    if isinstance(message, Chunk):
+        head = _CHUNK.pack(_MARK, message.stream, message.offset)
+        return [head, *message.frames]
+    return list(_pieces(msgspec.msgpack.encode(message)))
 
 
-def decode_to_server(frame: bytes | memoryview) -> ToServer:
+def decode_to_server(frames: Sequence[Frame]) -> ToServer | Chunk:
     """Return a site's message.
 
     Raises:
         ProtocolError: If it is none.
     """
-    try:
-        return _TO_SERVER.decode(frame)
-    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-        msg = f"no message of a site: {exc}"
-        raise ProtocolError(msg) from exc
+    return _decode(frames, _TO_SERVER, "a site")
 
 
-def decode_to_site(frame: bytes | memoryview) -> ToSite:
+def decode_to_site(frames: Sequence[Frame]) -> ToSite | Chunk:
     """Return the server's message.
 
     Raises:
         ProtocolError: If it is none.
     """
+    return _decode(frames, _TO_SITE, "a server")
+
+
+def _pieces(sentence: bytes) -> Iterator[Frame]:
+    for start in range(0, len(sentence), CHUNK_BYTES):
+        yield sentence[start : start + CHUNK_BYTES]
+
+
+def _decode(
+    frames: Sequence[Frame], decoder: msgspec.msgpack.Decoder[_Sentence], whose: str
+) -> _Sentence | Chunk:
     try:
-        return _TO_SITE.decode(frame)
-    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-        msg = f"no message of a server: {exc}"
+        if frames and frames[0][:1] == _MARK:
+            _, stream, offset = _CHUNK.unpack(frames[0])
+            return Chunk(stream, offset, frames[1:])
+        return decoder.decode(frames[0] if len(frames) == 1 else b"".join(frames))
+    except (msgspec.DecodeError, ValueError, RecursionError, struct.error) as exc:
+        msg = f"no message of {whose}: {exc}"
         raise ProtocolError(msg) from exc

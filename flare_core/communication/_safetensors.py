@@ -1,14 +1,13 @@
-"""A model as frames that, joined, are a valid safetensors file.
+"""A model as one stream of bytes: that of a safetensors file.
 
-The first frame is the file's header (its length, JSON, padding to 8 bytes), then one
-frame per tensor.  Nothing is copied but packed 4- and 6-bit types.  Format:
+The file is a header (its length, JSON, padding to 8 bytes) and the bytes of all tensors
+in the order of the layout.  It is the same file on the wire, in the server's spool and
+in the run folder.  Nothing is copied but packed 4- and 6-bit types.  Format:
 https://huggingface.co/docs/safetensors/index#format
 """
 
-import hashlib
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -18,6 +17,7 @@ from flare_core._errors import ProtocolError
 from flare_core._model import (
     DTYPES,
     Array,
+    Layout,
     ModelState,
     TensorClass,
     TensorSpec,
@@ -37,90 +37,103 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[int, int]
 
 
+def header(tensors: Iterable[TensorSpec]) -> bytes:
+    """Return what stands in the file before the bytes of these tensors, in order."""
+    entries: dict[str, object] = {_METADATA: {"format": "pt"}}
+    end = 0
+    for spec in tensors:
+        begin, end = end, end + spec.num_bytes
+        entries[spec.name] = _Entry(spec.dtype, spec.shape, (begin, end))
+    text = msgspec.json.encode(entries)
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(_ALIGNMENT, "little") + text
+
+
+def file_bytes(layout: Layout) -> int:
+    """Return the size of a file with a model of this layout."""
+    return len(header(layout.tensors)) + layout.num_bytes
+
+
 def pack(state: ModelState) -> list[Frame]:
-    """Return the frames of a model; they are views of its arrays where possible.
+    """Return the file of a model in pieces: its header, then a piece per tensor.
+
+    The pieces are views of the model's arrays where possible.
 
     Raises:
         ValueError: If a tensor of a 4- or 6-bit type does not fill whole bytes.
     """
-    bodies = [_body(spec, state[spec.name]) for spec in state.layout.tensors]
-    ends = itertools.accumulate(len(body) for body in bodies)
-    header: dict[str, object] = {_METADATA: {"format": "pt"}}
-    for spec, body, end in zip(state.layout.tensors, bodies, ends, strict=True):
-        header[spec.name] = _Entry(spec.dtype, spec.shape, (end - len(body), end))
-    text = msgspec.json.encode(header)
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return [len(text).to_bytes(_ALIGNMENT, "little") + text, *bodies]
+    tensors = state.layout.tensors
+    bodies = [body(spec, state[spec.name]) for spec in tensors]
+    return [header(tensors), *bodies]
 
 
-def unpack(
-    frames: Sequence[Frame], *, classes: Mapping[str, TensorClass] | None = None
-) -> ModelState:
-    """Return the model in these frames; its arrays are read-only views of them.
-
-    Args:
-        frames: As `pack` made them.
-        classes: Class of a tensor by name, where it is not a parameter or counter.
+def body(spec: TensorSpec, array: Array) -> Frame:
+    """Return the bytes of some elements of a tensor: a view, but of packed types.
 
     Raises:
-        ProtocolError: If they are no safetensors file cut at its tensors.
+        ValueError: If elements of a 4- or 6-bit type do not fill whole bytes.
     """
-    if not frames:
-        msg = "a model needs a header frame, got no frame"
-        raise ProtocolError(msg)
-    entries = _header(memoryview(frames[0]))
-    bodies = frames[1:]
-    if len(entries) != len(bodies):
-        msg = f"the header names {len(entries)} tensors, got {len(bodies)} frames"
-        raise ProtocolError(msg)
-    position = 0
-    arrays: dict[str, Array] = {}
-    for (name, entry), body in zip(entries.items(), bodies, strict=True):
-        if entry.data_offsets != (position, position + len(body)):
-            msg = (
-                f"tensor {name!r}: expected bytes {entry.data_offsets}, "
-                f"got {(position, position + len(body))}"
-            )
-            raise ProtocolError(msg)
-        position += len(body)
-        arrays[name] = _array(name, entry, body)
-    return ModelState(arrays, classes=classes)
-
-
-def digest(frames: Iterable[Frame]) -> str:
-    """Return the SHA-256, in hexadecimal, of the file that the frames make."""
-    sha256 = hashlib.sha256()
-    for frame in frames:
-        sha256.update(frame)
-    return sha256.hexdigest()
-
-
-def _header(frame: memoryview) -> dict[str, _Entry]:
-    length = int.from_bytes(frame[:_ALIGNMENT], "little")
-    text = frame[_ALIGNMENT:]
-    if length != len(text) or length > _MAX_HEADER_BYTES:
-        msg = f"a header of {length} bytes was announced, got {len(text)}"
-        raise ProtocolError(msg)
-    try:
-        header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        header.pop(_METADATA, None)
-        return {
-            name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()
-        }
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        msg = f"no safetensors header: {exc}"
-        raise ProtocolError(msg) from exc
-
-
-def _body(spec: TensorSpec, array: Array) -> Frame:
     if bits_of(spec.dtype) % 8:
         return _packed(spec, array)
     return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
+def unpack(
+    file: Frame, *, classes: Mapping[str, TensorClass] | None = None
+) -> ModelState:
+    """Return the model in a file; its arrays are read-only views of it.
+
+    Args:
+        file: All bytes of it, in memory or mapped.
+        classes: Class of a tensor by name, where it is not a parameter or counter.
+
+    Raises:
+        ProtocolError: If it is no safetensors file.
+    """
+    view = memoryview(file).cast("B")
+    entries, position = _header(view)
+    ends = [entry.data_offsets[1] for entry in entries.values()]
+    begins = [entry.data_offsets[0] for entry in entries.values()]
+    if begins != [0, *ends[:-1]][: len(begins)] or sorted(ends) != ends:
+        msg = "the tensors do not follow each other without gaps"
+        raise ProtocolError(msg)
+    data = view[position:]
+    if len(data) != (ends[-1] if ends else 0):
+        msg = f"the header announces {ends[-1] if ends else 0} bytes, got {len(data)}"
+        raise ProtocolError(msg)
+    arrays = {
+        name: _array(name, entry, data[slice(*entry.data_offsets)])
+        for name, entry in entries.items()
+    }
+    return ModelState(arrays, classes=classes)
+
+
+def header_bytes(file: Frame) -> int:
+    """Return how long the header of a file says it is, its length included."""
+    return _ALIGNMENT + int.from_bytes(file[:_ALIGNMENT], "little")
+
+
+def _header(file: memoryview) -> tuple[dict[str, _Entry], int]:
+    """Return the header's entries, and where the data begins."""
+    end = header_bytes(file)
+    if not _ALIGNMENT <= end <= min(len(file), _MAX_HEADER_BYTES):
+        msg = f"a header of {end - _ALIGNMENT} bytes is announced, got {len(file)}"
+        raise ProtocolError(msg)
+    try:
+        entries = msgspec.json.decode(file[_ALIGNMENT:end], type=dict[str, msgspec.Raw])
+        entries.pop(_METADATA, None)
+        found = {
+            name: msgspec.json.decode(raw, type=_Entry) for name, raw in entries.items()
+        }
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        msg = f"no safetensors header: {exc}"
+        raise ProtocolError(msg) from exc
+    return dict(sorted(found.items(), key=lambda one: one[1].data_offsets)), end
+
+
 def _packed(spec: TensorSpec, array: Array) -> Frame:
     bits = bits_of(spec.dtype)
-    if spec.num_elements * bits % 8:
+    if array.size * bits % 8:
         msg = f"tensor {spec.name!r}: {spec} does not fill whole bytes"
         raise ValueError(msg)
     elements = array.reshape(-1, 1).view(np.uint8)
@@ -128,24 +141,24 @@ def _packed(spec: TensorSpec, array: Array) -> Frame:
     return np.packbits(planes, bitorder="little").tobytes()
 
 
-def _array(name: str, entry: _Entry, body: Frame) -> Array:
+def _array(name: str, entry: _Entry, raw_bytes: memoryview) -> Array:
     dtype = DTYPES.get(entry.dtype)
     if dtype is None:
         msg = f"tensor {name!r}: no such type as {entry.dtype!r}"
         raise ProtocolError(msg)
     num_elements = math.prod(entry.shape)
     bits = bits_of(entry.dtype)
-    if len(body) * 8 != num_elements * bits:
+    if len(raw_bytes) * 8 != num_elements * bits:
         msg = (
             f"tensor {name!r}: {entry.dtype} {entry.shape} needs "
-            f"{num_elements * bits // 8} bytes, got {len(body)}"
+            f"{num_elements * bits // 8} bytes, got {len(raw_bytes)}"
         )
         raise ProtocolError(msg)
-    raw = np.frombuffer(body, np.uint8)
+    raw = np.frombuffer(raw_bytes, np.uint8)
     if bits % 8:
         planes = np.unpackbits(raw, bitorder="little").reshape(num_elements, bits)
         raw = np.packbits(planes, axis=1, bitorder="little").reshape(-1)
-    raw.flags.writeable = False  # ZeroMQ lends its buffers for writing
+    raw.flags.writeable = False
     try:
         return raw.view(dtype).reshape(entry.shape)
     except ValueError as exc:  # too many axes, or an empty one beside a huge one

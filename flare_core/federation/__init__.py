@@ -4,23 +4,30 @@ from flare_core.federation._admission import (
     differing_bases,
     differing_layouts,
     differing_schedules,
+    diverged,
     inadmissible,
+    misfit,
     unfit,
     weighted_mean,
 )
-from flare_core.federation._fold import Fold
+from flare_core.federation._fold import Each, Fold, Part, sums_bytes
 from flare_core.federation._round import Round
 from flare_core.federation._strategy import FedAvg, Strategy
 
 __all__ = [
+    "Each",
     "FedAvg",
     "Fold",
+    "Part",
     "Round",
     "Strategy",
     "differing_bases",
     "differing_layouts",
     "differing_schedules",
+    "diverged",
     "inadmissible",
+    "misfit",
+    "sums_bytes",
     "unfit",
     "weighted_mean",
 ]

@@ -87,19 +87,31 @@ def unfit(site: str, weights: ModelState, layout: Layout) -> Refusal | None:
         weights: What came.
         layout: What they must look like.
     """
-    if weights.layout.tensors != layout.tensors:
-        return _layout_refusal(site, weights.layout, "", layout)
+    refusal = misfit(site, weights.layout, layout)
+    if refusal is not None:
+        return refusal
     for name, array in weights.items():
         if not all_finite(array):
-            return _update_refusal(
-                site,
-                f"tensor {name!r}",
-                "finite values",
-                "NaN or infinity",
-                "its local training diverged: lower the learning rate or look at "
-                "its data",
-            )
+            return diverged(site, name)
     return None
+
+
+def misfit(site: str, layout: Layout, expected: Layout) -> Refusal | None:
+    """Return in which tensor a layout is not the expected one, or None if it is."""
+    if layout.tensors == expected.tensors:
+        return None
+    return _layout_refusal(site, layout, "", expected)
+
+
+def diverged(site: str, name: str) -> Refusal:
+    """Return the refusal of a tensor that is not finite."""
+    return _update_refusal(
+        site,
+        f"tensor {name!r}",
+        "finite values",
+        "NaN or infinity",
+        "its local training diverged: lower the learning rate or look at its data",
+    )
 
 
 def weighted_mean(

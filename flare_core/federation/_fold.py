@@ -1,6 +1,8 @@
-"""The weighted mean of updates, one update at a time."""
+"""The weighted mean of updates, one update and one part at a time."""
 
-from typing import final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, final
 
 import numpy as np
 
@@ -12,8 +14,43 @@ from flare_core._model import (
     TensorClass,
     TensorSpec,
     accumulator_dtype,
-    rounded_once,
 )
+
+PART_ELEMENTS = 1 << 17
+"""Its sums fit the cache of a core."""
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some elements of one tensor.
+
+    Attributes:
+        spec: The tensor.
+        start: Its first element here, in C order.
+        stop: The one after the last.
+    """
+
+    spec: TensorSpec
+    start: int
+    stop: int
+
+    def of(self, weights: ModelState) -> Array:
+        """Return these elements of a model, flat: a view."""
+        flat: Array = weights[self.spec.name].reshape(-1)
+        return flat[self.start : self.stop]
+
+
+class Each(Protocol):
+    """Applies a function to all items, in any order; as `map`, or on more cores."""
+
+    def __call__(
+        self, function: Callable[[_T], _R], items: Iterable[_T], /
+    ) -> Iterator[_R]:
+        """Yield the results in the order of the items."""
+        ...
 
 
 @final
@@ -22,67 +59,111 @@ class Fold:
 
     For weights :math:`w_k` with :math:`n_k` examples, gives
     :math:`\sum_k n_k w_k / \sum_k n_k` (McMahan et al., AISTATS 2017, Algorithm 1,
-    https://arxiv.org/abs/1602.05629).  Sums run in float64 with integer weights and
-    are rounded once, so that the mean of float32 values is the correctly rounded one
-    in practice; the mean of a single update is that update, bit for bit.  Counters
-    take the maximum.
+    https://arxiv.org/abs/1602.05629).  Sums run in float64 with integer weights, to be
+    rounded once, so that the mean of float32 values is the correctly rounded one in
+    practice; the mean of a single update is that update, bit for bit.  Counters take
+    the maximum.  The parts are independent: how many are worked on at a time changes
+    no bit.
 
     Args:
         layout: Layout of the global model; every update must have it.
+        sums: Writable memory of `sums_bytes`; by default, fresh memory.
+
+    Attributes:
+        batches: The elements of the model, in the order in which they travel, some at
+            a time.
+        num_updates: Updates added.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._sums: dict[str, Array] = {}
+    def __init__(self, layout: Layout, sums: memoryview | None = None) -> None:
+        self.batches = tuple(_batches(layout))
+        self.num_updates = 0
         self._num_examples = 0
-        self._num_updates = 0
+        memory = bytearray(sums_bytes(layout)) if sums is None else sums
+        self._sums = dict(_sums(layout, memoryview(memory)))
 
-    def add(self, weights: ModelState, num_examples: int) -> None:
+    def add(self, weights: ModelState, num_examples: int, each: Each = map) -> None:
         """Add one update.
 
         Args:
             weights: With the fold's layout; not kept.
             num_examples: Its weight, at least 1.
+            each: Applies a function to all batches.
         """
-        for spec in self._layout.tensors:
-            self._add_tensor(spec, weights[spec.name], num_examples)
-        self._num_examples += num_examples
-        self._num_updates += 1
 
-    def mean(self) -> ModelState:
-        """Return the mean of what was added: layout and types as it came.
+        def add_batch(batch: Sequence[Part]) -> None:
+            for part in batch:
+                self._add(part, part.of(weights), num_examples)
+
+        for _ in each(add_batch, self.batches):
+            pass
+        self._num_examples += num_examples
+        self.num_updates += 1
+
+    def mean(self, part: Part) -> Array:
+        """Return the mean of a part: in float64 or complex128, or a counter's type.
 
         Raises:
             ValueError: If nothing was added.
         """
-        if not self._num_updates:
+        if not self.num_updates:
             msg = "the mean of no update is undefined"
             raise ValueError(msg)
-        return ModelState(
-            {spec.name: self._mean_tensor(spec) for spec in self._layout.tensors},
-            classes=self._layout.classes,
-        )
-
-    def _add_tensor(self, spec: TensorSpec, array: Array, num_examples: int) -> None:
-        if spec.kind is TensorClass.COUNTER:
-            known = self._sums.get(spec.name)
-            self._sums[spec.name] = (
-                array.copy() if known is None else np.maximum(known, array)
-            )
-            return
-        wide = array.astype(accumulator_dtype(array.dtype))
-        if self._num_updates == 0:
-            self._sums[spec.name] = wide  # its weight waits for a second update
-            return
-        total = self._sums[spec.name]
-        if self._num_updates == 1:
-            total *= self._num_examples
-        wide *= num_examples
-        total += wide
-
-    def _mean_tensor(self, spec: TensorSpec) -> Array:
-        total = self._sums[spec.name]
-        if spec.kind is TensorClass.COUNTER:
+        total = self._sums[part.spec.name][part.start : part.stop]
+        if part.spec.kind is TensorClass.COUNTER or self.num_updates == 1:
             return total
-        mean = total if self._num_updates == 1 else total / self._num_examples
-        return rounded_once(np.asarray(mean), DTYPES[spec.dtype])
+        mean: Array = total / self._num_examples
+        return mean
+
+    def _add(self, part: Part, values: Array, num_examples: int) -> None:
+        total = self._sums[part.spec.name][part.start : part.stop]
+        if self.num_updates == 0:
+            total[...] = values  # its weight waits for a second update
+        elif part.spec.kind is TensorClass.COUNTER:
+            np.maximum(total, values, out=total)
+        else:
+            if self.num_updates == 1:
+                total *= self._num_examples
+            wide = values.astype(total.dtype)
+            wide *= num_examples
+            total += wide
+
+
+def sums_bytes(layout: Layout) -> int:
+    """Return the memory that the sums of a model of this layout take."""
+    return sum(spec.num_elements * _sum_dtype(spec).itemsize for spec in layout.tensors)
+
+
+def _sums(layout: Layout, memory: memoryview) -> Iterator[tuple[str, Array]]:
+    """Yield the sums of each tensor, larger types first as the layout has them."""
+    offset = 0
+    for spec in sorted(layout.tensors, key=lambda spec: -_sum_dtype(spec).itemsize):
+        dtype = _sum_dtype(spec)
+        end = offset + spec.num_elements * dtype.itemsize
+        yield spec.name, np.frombuffer(memory[offset:end], dtype)
+        offset = end
+
+
+def _sum_dtype(spec: TensorSpec) -> "np.dtype[np.generic]":
+    dtype = DTYPES[spec.dtype]
+    return dtype if spec.kind is TensorClass.COUNTER else accumulator_dtype(dtype)
+
+
+def _batches(layout: Layout) -> Iterator[tuple[Part, ...]]:
+    """Yield the parts, small ones together: none is worth a thread of its own."""
+    batch: list[Part] = []
+    size = 0
+    for part in _parts(layout):
+        if batch and size + part.stop - part.start > PART_ELEMENTS:
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(part)
+        size += part.stop - part.start
+    if batch:
+        yield tuple(batch)
+
+
+def _parts(layout: Layout) -> Iterator[Part]:
+    for spec in layout.tensors:
+        for start in range(0, spec.num_elements, PART_ELEMENTS):
+            yield Part(spec, start, min(start + PART_ELEMENTS, spec.num_elements))

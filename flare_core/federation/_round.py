@@ -1,35 +1,27 @@
 """One round as a state machine: who is invited, who has answered, who is missing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import final
-
-from flare_core._model import Layout, ModelState, Update
-from flare_core.federation._fold import Fold
 
 
 @final
 class Round:
-    """Collects the updates of one round and folds them in the cohort's order.
+    """Tells whose update is to be folded next, in the cohort's order.
 
-    An update is folded as soon as all those before it, by site name, are in or given
-    up; until then it waits.  So the result does not depend on who answered first.
+    An update is due as soon as all those before it, by site name, are in or given up;
+    until then it waits.  So the result does not depend on who answered first.
 
     Args:
         number: The round, counted from 0.
         cohort: The sites invited.
-        layout: Layout of the global model.
         quorum: Least number of updates the round can be made of.
     """
 
-    def __init__(
-        self, number: int, cohort: Iterable[str], layout: Layout, *, quorum: int
-    ) -> None:
+    def __init__(self, number: int, cohort: Iterable[str], *, quorum: int) -> None:
         self.number = number
         self.cohort = tuple(sorted(cohort))
         self._quorum = quorum
-        self._fold = Fold(layout)
         self._pending = list(self.cohort)
-        self._waiting: dict[str, Update] = {}
         self._missing = set(self.cohort)
         self._num_examples: dict[str, int] = {}
 
@@ -57,39 +49,25 @@ class Round:
         """Whether the quorum cannot be reached any more."""
         return len(self._num_examples) + len(self._missing) < self._quorum
 
-    def receive(self, update: Update) -> bool:
-        """Take an update in.
+    def receive(self, site: str, round_number: int, num_examples: int) -> bool:
+        """Take note of an update.
 
         Returns:
             Whether it counts; a late, repeated or uninvited one does not.
         """
-        if update.round_number != self.number or update.site not in self._missing:
+        if round_number != self.number or site not in self._missing:
             return False
-        self._missing.remove(update.site)
-        self._num_examples[update.site] = update.num_examples
-        self._waiting[update.site] = update
-        self._fold_what_is_next()
+        self._missing.remove(site)
+        self._num_examples[site] = num_examples
         return True
 
     def lose(self, site: str) -> None:
         """Give up a site that has not answered; one that has, still counts."""
-        if site in self._missing:
-            self._missing.remove(site)
-            self._fold_what_is_next()
+        self._missing.discard(site)
 
-    def mean(self) -> ModelState:
-        """Return the weighted mean of the updates.
-
-        Raises:
-            ValueError: If the round is not complete.
-        """
-        if not self.complete:
-            msg = f"round {self.number} is not complete: missing {self.missing}"
-            raise ValueError(msg)
-        return self._fold.mean()
-
-    def _fold_what_is_next(self) -> None:
+    def due(self) -> Iterator[str]:
+        """Yield the sites whose updates are to be folded now, each once."""
         while self._pending and self._pending[0] not in self._missing:
-            update = self._waiting.pop(self._pending.pop(0), None)
-            if update is not None:
-                self._fold.add(update.weights, update.num_examples)
+            site = self._pending.pop(0)
+            if site in self._num_examples:
+                yield site

@@ -2,19 +2,29 @@
 
 from typing import Protocol, final
 
-from flare_core._model import ModelState
+from flare_core._model import Array
 from flare_core._plan import StrategySettings
+from flare_core.federation._fold import Part
 
 
 class Strategy(Protocol):
     """Moves the global model; found by name in ``flare_core.strategies``."""
 
-    def next_model(self, current: ModelState, mean: ModelState) -> ModelState:
-        """Return the next global model.
+    def step(self, part: Part, current: Array, mean: Array) -> Array:
+        """Return the next values of some elements of the global model.
+
+        Called once a round for each part of each tensor that is averaged, from any
+        thread; counters are not asked about.
 
         Args:
-            current: The global model that the round started from.
-            mean: The weighted mean of the updates, with the same layout.
+            part: Which elements.
+            current: Their values in the model that the round started from, flat, in
+                its type; only to be read.
+            mean: The weighted mean of the updates, in float64 or complex128; only to
+                be read.
+
+        Returns:
+            The next values, in the type of `mean`; they are rounded once.
         """
         ...
 
@@ -32,7 +42,7 @@ class FedAvg:
     def __init__(self, settings: StrategySettings) -> None:
         del settings  # mu works at the sites
 
-    def next_model(self, current: ModelState, mean: ModelState) -> ModelState:
+    def step(self, part: Part, current: Array, mean: Array) -> Array:
         """Return the mean."""
-        del current
+        del part, current
         return mean

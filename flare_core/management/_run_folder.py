@@ -11,6 +11,7 @@
 
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +48,7 @@ class RunFolder:
                 plan = without_nulls(msgspec.to_builtins(event.plan))
                 self._replace(PLAN, [tomli_w.dumps(plan).encode()])
             case Published():
-                self._replace(GLOBAL, event.frames)
+                link_file(event.path, self._path / GLOBAL)
             case RoundPlayed():
                 self._append(ROUNDS, msgspec.json.encode(event.record) + b"\n")
             case RunEnded():
@@ -71,6 +72,17 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def link_file(source: Path, path: Path) -> None:
+    """Make a file appear at another place too, or a copy of it where that cannot be."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    try:
+        unfinished.hardlink_to(source)
+    except OSError:  # on another file system, or one without links
+        shutil.copyfile(source, unfinished)
     unfinished.replace(path)
 
 

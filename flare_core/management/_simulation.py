@@ -116,7 +116,12 @@ class Simulation:
             KeyboardInterrupt: After `interrupt`.
         """
         began = time.monotonic()
-        server = Server(self._plan, observer=self._observe, preflight=self._preflight)
+        server = Server(
+            self._plan,
+            folder=self._folder,
+            observer=self._observe,
+            preflight=self._preflight,
+        )
         thread = threading.Thread(
             target=self._serve, args=[server], name="flare-server"
         )

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from flare_core import ModelState
 from flare_core.application import ManifestEntry, Published, RoundPlayed, RoundRecord
-from flare_core.communication import unpack
 from support import RunningServer
 
 
@@ -23,7 +22,7 @@ def together(*acts: Callable[[], Any]) -> list[BaseException | None]:
 
 def models(server: RunningServer) -> list[ModelState]:
     """Return the global models, from the initial to the final one."""
-    return [unpack(one.frames) for one in server.events if isinstance(one, Published)]
+    return [one.weights for one in server.events if isinstance(one, Published)]
 
 
 def records(server: RunningServer) -> list[RoundRecord]:

@@ -33,6 +33,7 @@ from adapters.scripts.huggingface_site import arguments, llama, rows
 from flare_adapters.huggingface import FLCallback
 from flare_core import Plan, Selection, UnsupportedError
 from flare_core.application import ManifestEntry, Published
+from flare_core.communication import pack
 from support import RunningServer, RunServer, SiteFile
 
 # peft 0.21 asks transformers 5 by an old name, and warns of adapters it makes.
@@ -106,7 +107,7 @@ def published(server: RunningServer) -> list[dict[str, Tensor]]:
     """Return the global models: the initial one first."""
     server.result()
     return [
-        load(b"".join(bytes(frame) for frame in event.frames))
+        load(b"".join(pack(event.weights)))
         for event in server.events
         if isinstance(event, Published)
     ]

@@ -27,7 +27,6 @@ from flare_core.application import (
     Published,
     SiteJoined,
 )
-from flare_core.communication import unpack
 from support import RunServer, SiteFile
 
 pytestmark = [
@@ -128,7 +127,7 @@ def test_validation_and_checkpoints_are_of_the_global_model(
     )
 
     models = [
-        dict(unpack(one.frames))["layer.weight"].sum()
+        one.weights["layer.weight"].sum()
         for one in server.events
         if isinstance(one, Published)
     ]

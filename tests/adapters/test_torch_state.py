@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from flare_adapters._torch._correction import FedProx
+from flare_adapters._torch._host import Host
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import choose, members
 from flare_adapters._torch._session import scalars
@@ -59,7 +60,7 @@ def test_a_tensor_that_cannot_travel_is_refused_by_name() -> None:
     found = members(Sparse())
 
     with pytest.raises(TypeError, match=r"'graph'.*sparse.*\"!graph\""):
-        gather(found, choose(found, "all"), Ranks())
+        gather(found, choose(found, "all"), Ranks(), Host())
 
 
 def test_a_tensor_that_cannot_travel_may_stay() -> None:
@@ -68,7 +69,7 @@ def test_a_tensor_that_cannot_travel_may_stay() -> None:
 
     (graph,) = stays(found, chosen)
 
-    assert set(gather(found, chosen, Ranks())) == {"weight"}
+    assert set(gather(found, chosen, Ranks(), Host())) == {"weight"}
     assert (graph.name, graph.shape, graph.kind) == ("graph", (2, 2), TensorClass.LOCAL)
 
 
@@ -140,7 +141,7 @@ def test_loading_asks_once_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
 
     found = members(Named())
     chosen = choose(found, "all")
-    weights = gather(found, chosen, Ranks())
+    weights = gather(found, chosen, Ranks(), Host())
     monkeypatch.setattr(warnings, "catch_warnings", counted)
 
     scatter(weights, found, chosen, Ranks())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flare_core as flare
-from flare_core.communication import Bye, Pong, Welcome, ZmqRouter, encode
+from flare_core.communication import Frame, Pong, Welcome, ZmqRouter, encode
 from site_scripts import WAIT_S, add, model, plan, play
 from support import RunServer, SiteFile
 
@@ -52,16 +52,16 @@ def test_a_server_that_answers_pings_is_waited_for(
         assert hello is not None
         for _ in range(8):  # a ping comes each tenth of a second
             assert server.receive(timeout_s=WAIT_S) is not None
-            server.send(hello[0], [encode(Pong())])
+            server.send(hello[0], encode(Pong()))
 
-        server.send(hello[0], [encode(Welcome(plan=plan(rounds=5)))])
+        server.send(hello[0], encode(Welcome(plan=plan(rounds=5), run="r")))
 
         assert plan_of_the_run.result(WAIT_S).rounds == 5
 
 
-@pytest.mark.parametrize("answer", [b"garbage", encode(Bye())])
+@pytest.mark.parametrize("answer", [[b"garbage"], [b""]])
 def test_an_answer_that_makes_no_sense_is_a_protocol_error(
-    answer: bytes, pool: ThreadPoolExecutor, site_file: SiteFile
+    answer: list[Frame], pool: ThreadPoolExecutor, site_file: SiteFile
 ) -> None:
     with ZmqRouter(_ANY_PORT) as server:
         link = flare.connect(flare.site(site_file("a", server.endpoint)))
@@ -69,7 +69,7 @@ def test_an_answer_that_makes_no_sense_is_a_protocol_error(
         hello = server.receive(timeout_s=WAIT_S)
         assert hello is not None
 
-        server.send(hello[0], [answer])
+        server.send(hello[0], answer)
 
         assert isinstance(asking.exception(WAIT_S), flare.ProtocolError)
 

@@ -8,11 +8,11 @@ import flare_core as flare
 from flare_core.application import RoundPlayed
 from flare_core.communication import (
     Bye,
+    Chunk,
     Start,
     Welcome,
     ZmqRouter,
     encode,
-    pack,
 )
 from site_scripts import WAIT_S, add, model, plan, play
 from support import RunServer, SiteFile
@@ -50,14 +50,15 @@ def test_a_good_bye_is_not_mistaken_for_the_model_before_it(
         asked = pool.submit(link.plan)
         hello = server.receive(timeout_s=WAIT_S)
         assert hello is not None
-        server.send(hello[0], [encode(Welcome(plan=plan()))])
+        server.send(hello[0], encode(Welcome(plan=plan(), run="r")))
         asked.result(WAIT_S)
-        frames = pack(flare.ModelState(model(1)))
-        server.send(hello[0], [encode(Start(round_number=0)), *frames])
+        model_is_out = Start(round_number=0, stream=bytes(16), num_bytes=8)
+        server.send(hello[0], encode(model_is_out))
 
         left = pool.submit(link.leave, {}, reason="interrupted", failed=True)
         server.receive(timeout_s=WAIT_S)
-        server.send(hello[0], [encode(Bye())])
+        server.send(hello[0], encode(Chunk(bytes(16), 0, [bytes(8)])))
+        server.send(hello[0], encode(Bye()))
 
         assert left.result(WAIT_S) is None
 

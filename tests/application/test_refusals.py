@@ -1,5 +1,7 @@
+import threading
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing
 
 import numpy as np
 import numpy.typing as npt
@@ -7,8 +9,31 @@ import pytest
 
 import flare_core as flare
 from flare_core.application import Published, SiteJoined, SiteRefused, Updated
-from flare_core.communication import PROTOCOL, Aborted, Hello, Join, Ping, Pong, Welcome
-from site_scripts import WAIT_S, Local, Stranger, Train, Watch, add, model, plan, play
+from flare_core.communication import (
+    PROTOCOL,
+    Aborted,
+    Hello,
+    Join,
+    Ping,
+    Pong,
+    Refused,
+    Start,
+    Welcome,
+    pack,
+)
+from site_scripts import (
+    WAIT_S,
+    Local,
+    Stranger,
+    Train,
+    Watch,
+    add,
+    hello,
+    model,
+    plan,
+    play,
+    stream_id,
+)
 from support import RunServer, SiteFile
 
 _MODEL: Mapping[str, npt.ArrayLike] = {
@@ -137,8 +162,16 @@ def _grow(_: flare.ClientRound) -> Local:
     return {"w": np.zeros(3, np.float32)}, 1
 
 
+def _reshape(current: flare.ClientRound) -> Local:
+    return {"w": current.weights["w"].reshape(1, 2)}, 1
+
+
 def _rename(current: flare.ClientRound) -> Local:
     return {"v": current.weights["w"]}, 1
+
+
+def _count(current: flare.ClientRound) -> Local:
+    return {"w": current.weights["w"].astype(np.int32)}, 1
 
 
 def _widen(current: flare.ClientRound) -> Local:
@@ -151,10 +184,12 @@ def _widen(current: flare.ClientRound) -> Local:
         (_diverge, "tensor 'w': expected finite values, got NaN or infinity"),
         (_without_examples, "num_examples: expected at least 1, got 0"),
         (_grow, "tensor 'w': expected F32 (2,), got F32 (3,)"),
+        (_reshape, "tensor 'w': expected F32 (2,), got F32 (1, 2)"),
         (_rename, "tensor 'v': expected no such tensor, got F32 (2,)"),
+        (_count, "tensor 'w': expected F32 (2,), got I32 (2,)"),
         (_widen, "tensor 'w': expected F32 (2,), got F64 (2,)"),
     ],
-    ids=["nan", "examples", "shape", "name", "dtype"],
+    ids=["nan", "examples", "size", "shape", "name", "dtype", "wider dtype"],
 )
 def test_an_update_that_cannot_be_averaged_ends_a_run_that_needs_it(
     train: Train,
@@ -244,7 +279,7 @@ def test_whoever_says_hello_last_has_the_name_and_the_other_is_told(
     server = run_server(plan())
     first, second = Stranger(server.endpoint), Stranger(server.endpoint)
     for peer in (first, second):
-        peer.say(Hello(site="a"))
+        peer.say(hello("a"))
         assert isinstance(peer.hear(), Welcome)
 
     first.say(Ping())
@@ -278,7 +313,7 @@ def test_one_site_too_many_is_turned_away_even_if_it_said_hello_first(
 ) -> None:
     server = run_server(plan(sites=1))
     early = Stranger(server.endpoint)
-    early.say(Hello(site="Z"))  # before "a" by name, too
+    early.say(hello("Z"))  # before "a" by name, too
     early.hear()
 
     def train(current: flare.ClientRound) -> Local:
@@ -303,7 +338,7 @@ def test_another_version_of_the_protocol_is_named(
     server = run_server(plan())
     site = Stranger(server.endpoint)
 
-    site.say(Hello(site="old", protocol=protocol))
+    site.say(Hello(site="old", session=bytes(16), protocol=protocol))
 
     answer = site.hear()
     assert isinstance(answer, Aborted)
@@ -316,3 +351,32 @@ def test_a_strategy_that_is_not_installed_is_named_before_anyone_joins() -> None
 
     with pytest.raises(flare.ConfigurationError, match="'fedsgd'; installed: fedavg"):
         flare.Server(settings)
+
+
+def test_a_refusal_that_was_lost_with_the_connection_is_said_again(
+    run_server: RunServer, site_file: SiteFile, pool: ThreadPoolExecutor
+) -> None:
+    server = run_server(plan(rounds=2, quorum=1))
+    session, heard = stream_id(), threading.Event()
+
+    def wait_in_the_last_round(current: flare.ClientRound) -> Local:
+        assert current.number == 0 or heard.wait(WAIT_S)
+        return add(1)(current)
+
+    site = site_file("a", server.endpoint)
+    a = pool.submit(play, site, model(1), wait_in_the_last_round)
+    with closing(Stranger(server.endpoint)) as b:
+        b.say(hello("b", session=session))
+        b.hear()
+        b.say(Join(layout=flare.ModelState(model(1)).layout))
+        assert isinstance(b.hear(), Start)
+        b.hand_in(pack(flare.ModelState(model(np.nan))))
+
+    with closing(Stranger(server.endpoint)) as again:
+        again.say(hello("b", session=session))
+        assert isinstance(again.hear(), Welcome)
+        answer = again.hear()
+    heard.set()
+
+    assert isinstance(answer, Refused)
+    assert a.result(WAIT_S)["w"].tolist() == [3]

@@ -3,7 +3,9 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import flare_core as flare
 from flare_core._model import Array, all_finite
 from flare_core.application import (
+    Event,
     Published,
     RoundPlayed,
     RunEnded,
@@ -19,6 +22,7 @@ from flare_core.application import (
     SiteLeft,
     Updated,
 )
+from flare_core.communication import pack
 from site_scripts import WAIT_S, Local, Turns, Watch, add, model, plan, play
 from strategies import from_bits, to_bits
 from support import RunServer, SiteFile
@@ -46,22 +50,20 @@ def test_what_happens_is_told_in_order(
         pool.submit(play, site_file(name, server.endpoint), model(0), add(1))
     server.result()
 
-    kinds = [type(event) for event in server.events]
-
-    of_a_round = [Updated, Updated, Published, RoundPlayed]
-    assert kinds == [
-        RunOpened,
-        *[SiteJoined] * 2,
-        Published,
-        *of_a_round * 2,
-        *[SiteLeft] * 2,
-        RunEnded,
-    ]
-    assert [e.final for e in server.events if isinstance(e, Published)] == [
-        False,
-        False,
-        True,
-    ]
+    told = server.events
+    no_update = [type(e) for e in told if not isinstance(e, (Updated, SiteLeft))]
+    of_a_round = [Published, RoundPlayed]
+    joining = [RunOpened, *[SiteJoined] * 2, Published]
+    assert no_update == [*joining, *of_a_round * 2, RunEnded]
+    for played in (e for e in told if isinstance(e, RoundPlayed)):
+        before = told[: told.index(played)]
+        updates = [e for e in before if isinstance(e, Updated)]
+        number = played.record.round
+        assert sum(update.round_number == number for update in updates) == 2
+    assert [type(e) for e in told].count(SiteLeft) == 2
+    published = [e for e in told if isinstance(e, Published)]
+    assert [e.round_number for e in published] == [0, 1, 2]
+    assert [e.final for e in published] == [False, False, True]
 
 
 def _with_metrics(path: os.PathLike[str], loss: float, num_examples: int) -> None:
@@ -100,20 +102,82 @@ def test_a_round_is_recorded_with_each_site_and_the_mean(
     assert result.metrics == {"auc": 1.75}
 
 
-def test_the_hash_is_that_of_the_file_the_frames_make(
+def test_the_hash_is_that_of_the_file_of_the_model(
     pool: ThreadPoolExecutor, run_server: RunServer, site_file: SiteFile
 ) -> None:
-    server = run_server(plan(rounds=2, sites=1))
+    files: list[bytes] = []
+
+    def keep(event: Event) -> None:
+        if isinstance(event, Published):
+            files.append(event.path.read_bytes())
+
+    server = run_server(plan(rounds=2, sites=1), observer=keep)
     pool.submit(play, site_file("a", server.endpoint), model(0, 1), add(1))
     result = server.result()
 
     published = [e for e in server.events if isinstance(e, Published)]
     records = [e.record for e in server.events if isinstance(e, RoundPlayed)]
 
-    hashes = [hashlib.sha256(b"".join(e.frames)).hexdigest() for e in published]
+    assert files == [
+        b"".join(pack(flare.ModelState(model(i, i + 1)))) for i in (0, 1, 2)
+    ]
+    hashes = [hashlib.sha256(file).hexdigest() for file in files]
+    assert [e.sha256 for e in published] == hashes
     assert [record.sha256 for record in records] == hashes[1:]
     assert result.sha256 == hashes[-1]
     assert len(set(hashes)) == 3
+
+
+def test_a_published_model_is_there_when_its_file_is_gone(
+    pool: ThreadPoolExecutor, run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(plan(rounds=2, sites=1))
+    pool.submit(play, site_file("a", server.endpoint), model(0, 1), add(1))
+    server.result()
+
+    published = [e for e in server.events if isinstance(e, Published)]
+
+    assert [e.weights["w"].tolist() for e in published] == [[0, 1], [1, 2], [2, 3]]
+    assert not [e.path for e in published if e.path.exists()]
+
+
+def test_nothing_is_left_in_the_folder_when_a_run_ends(
+    pool: ThreadPoolExecutor,
+    run_server: RunServer,
+    site_file: SiteFile,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    seen: list[str] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, Published):
+            seen.extend(path.suffix for path in folder.rglob("*") if path.is_file())
+
+    server = run_server(plan(rounds=2, sites=1), observer=look, folder=folder)
+    pool.submit(play, site_file("a", server.endpoint), model(0, 1), add(1))
+    server.result()
+
+    assert ".safetensors" in seen
+    assert not list(folder.rglob("*"))
+
+
+def test_nothing_is_left_in_the_system_s_folder_either(
+    pool: ThreadPoolExecutor,
+    run_server: RunServer,
+    site_file: SiteFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    server = run_server(plan(sites=1))
+    pool.submit(play, site_file("a", server.endpoint), model(0, 1), add(1))
+
+    server.result()
+
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
@@ -190,6 +254,33 @@ def test_one_site_is_no_federation_in_any_type(
     assert final.result(WAIT_S).layout == flare.ModelState(initial).layout
     for name, array in initial.items():
         assert to_bits(final.result()[name]) == to_bits(array)
+
+
+def test_a_model_of_many_chunks_and_parts_travels_and_is_averaged(
+    pool: ThreadPoolExecutor, run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(plan(rounds=2))
+    rng = np.random.default_rng(2)
+    initial: dict[str, Array] = {
+        "large": rng.normal(size=(1000, 1031)).astype(np.float32),  # 4 MB
+        "wide": rng.normal(size=300_001),
+        **{f"small.{i}": np.full(3, i, np.float32) for i in range(50)},
+    }
+    a = pool.submit(play, site_file("a", server.endpoint), initial, add(1, 1))
+    b = pool.submit(play, site_file("b", server.endpoint), initial, add(5, 3))
+
+    final = a.result(WAIT_S)
+
+    assert b.result(WAIT_S) == final
+    for name, array in initial.items():
+        expected = array.astype(np.float64)
+        for _ in range(2):
+            one, other = (
+                (expected.astype(array.dtype) + step).astype(np.float64)
+                for step in (1, 5)
+            )
+            expected = (one + 3 * other) / 4
+        np.testing.assert_array_equal(final[name], expected.astype(array.dtype))
 
 
 def test_a_counter_takes_the_maximum(

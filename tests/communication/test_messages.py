@@ -3,16 +3,23 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flare_core import Layout, ModelState, Plan, ProtocolError, Refusal
+from flare_core import Layout, ModelState, Plan, ProtocolError, Refusal, TensorSpec
 from flare_core._plan import Schedule, Selection, StrategySettings
 from flare_core.communication import (
+    CHUNK_BYTES,
+    INITIAL,
     Aborted,
     Bye,
     Checked,
+    Chunk,
+    Commit,
+    Committed,
+    Delta,
+    Frame,
     Hello,
-    Initial,
     Join,
     Leave,
+    Offer,
     Ping,
     Pong,
     Propose,
@@ -20,7 +27,7 @@ from flare_core.communication import (
     Start,
     ToServer,
     ToSite,
-    Trained,
+    Want,
     Welcome,
     decode_to_server,
     decode_to_site,
@@ -31,6 +38,9 @@ from strategies import states
 _COUNTS = st.integers(1, 2**32)
 _METRICS = st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3)
 _TEXT = st.text(max_size=20)
+_ID = st.binary(min_size=16, max_size=16)
+_NUM_BYTES = st.integers(0, 2**62 - 1)
+_ROUND = st.integers(0, 2**32)
 _SITE = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
 
 
@@ -60,17 +70,25 @@ _JOINS = st.builds(
     _TEXT,
     _TEXT,
 )
+_WANTS = st.builds(Want, stream=_ID, start=_NUM_BYTES, stop=_NUM_BYTES)
 _TO_SERVER: st.SearchStrategy[ToServer] = st.one_of(
-    st.builds(Hello, site=_SITE, protocol=st.integers(0, 9)),
+    st.builds(Hello, site=_SITE, session=_ID, run=_TEXT, protocol=st.integers(0, 9)),
     _JOINS,
-    st.just(Initial()),
     st.builds(
-        Trained,
-        round_number=st.integers(0, 2**32),
+        Offer,
+        stream=_ID,
+        num_bytes=_NUM_BYTES,
+        round_number=st.just(INITIAL) | _ROUND,
         num_examples=st.integers(-1, 2**32),
         metrics=_METRICS,
         global_metrics=_METRICS,
+        base=st.just(b"") | _ID,
+        error=st.floats(0, 1),
+        layout=st.none() | states().map(lambda state: state.layout),
+        short=st.binary(max_size=64),
     ),
+    st.builds(Commit, stream=_ID, digest=_ID),
+    _WANTS,
     st.builds(Leave, metrics=_METRICS, reason=_TEXT, failed=st.booleans()),
     st.just(Ping()),
 )
@@ -84,9 +102,19 @@ _REFUSALS = st.builds(
     advice=_TEXT,
 )
 _TO_SITE: st.SearchStrategy[ToSite] = st.one_of(
-    st.builds(Welcome, plan=_plans()),
+    st.builds(Welcome, plan=_plans(), run=_TEXT),
     st.just(Propose()),
-    st.builds(Start, round_number=st.integers(0, 2**32), final=st.booleans()),
+    _WANTS,
+    st.builds(Committed, stream=_ID),
+    st.builds(
+        Start,
+        round_number=_ROUND,
+        stream=_ID,
+        num_bytes=_NUM_BYTES,
+        final=st.booleans(),
+        delta=st.none() | st.builds(Delta, base=_ID, stream=_ID, num_bytes=_NUM_BYTES),
+        short=st.binary(max_size=64),
+    ),
     st.builds(Refused, refusal=_REFUSALS),
     st.builds(Aborted, reason=_TEXT),
     st.just(Checked()),
@@ -105,6 +133,40 @@ def test_what_the_server_says_arrives_at_the_site(message: ToSite) -> None:
     assert decode_to_site(encode(message)) == message
 
 
+@given(_ID, _NUM_BYTES, st.lists(st.binary(max_size=64), max_size=4))
+@example(bytes(16), 0, [b""])
+def test_a_chunk_arrives_at_either_side_in_the_frames_it_was_sent_in(
+    stream: bytes, offset: int, frames: list[Frame]
+) -> None:
+    sent = Chunk(stream, offset, frames)
+
+    for decode in (decode_to_server, decode_to_site):
+        assert decode(encode(sent)) == sent
+
+
+def test_a_chunk_is_not_copied() -> None:
+    sent, arrived = bytearray(3), [memoryview(b"D" + bytes(24)), memoryview(b"abc")]
+
+    frames = encode(Chunk(bytes(16), 0, [memoryview(sent)]))
+    sent[:] = b"abc"
+    chunk = decode_to_server(arrived)
+
+    assert bytes(frames[1]) == b"abc"
+    assert isinstance(chunk, Chunk)
+    assert chunk.frames[0] is arrived[1]
+
+
+def test_a_message_longer_than_a_chunk_arrives_in_frames_that_are_not() -> None:
+    names = (f"layers.{i:06}.weight" for i in range(60_000))
+    join = Join(layout=Layout(tuple(TensorSpec(name, "F32", (1,)) for name in names)))
+
+    frames = encode(join)
+
+    assert 1 < len(frames) <= 4
+    assert max(map(len, frames)) <= CHUNK_BYTES
+    assert decode_to_server(frames) == join
+
+
 def _message(**fields: object) -> bytes:
     return msgspec.msgpack.encode(fields)
 
@@ -115,8 +177,17 @@ def _message(**fields: object) -> bytes:
 @example(_message(type="Hello"))
 @example(_message(type="Hello", site=3))
 @example(_message(type="Hello", site=""))
-@example(_message(type="Hello", site="../a"))
-@example(_message(type="Start", round_number="1"))
+@example(_message(type="Hello", site="a"))
+@example(_message(type="Hello", site="a", session=b"short"))
+@example(_message(type="Hello", site="../a", session=bytes(16)))
+@example(_message(type="Start", round_number="1", stream=bytes(16), num_bytes=1))
+@example(_message(type="Want", stream=bytes(16), start=-1, stop=1))
+@example(_message(type="Want", stream=bytes(16), start=0, stop=2**62))
+@example(_message(type="Offer", stream=bytes(17), num_bytes=1, round_number=0))
+@example(_message(type="Offer", stream=bytes(16), num_bytes=-1, round_number=0))
+@example(b"D")
+@example(b"D" + bytes(23))
+@example(b"D" + bytes(25))
 @example(b"\x82\xa4type\xa5Hello\xa4site\xa1\xff")  # no UTF-8
 @example(b"\x82\xa4type\xa4Ping\xa1x" + b"\x91" * 100_000)  # deep
 @example(_message(type="Join", layout=[[["w", "F31", [2]]]]))
@@ -127,29 +198,36 @@ def _message(**fields: object) -> bytes:
 def test_garbage_is_a_protocol_error(frame: bytes) -> None:
     for decode in (decode_to_server, decode_to_site):
         with pytest.raises(ProtocolError, match="no message of a"):
-            decode(frame)
+            decode([frame])
+
+
+@pytest.mark.parametrize("frames", [[], [b""], [b"", b""], [b"\x80", b"\x80"]])
+def test_frames_that_are_none_are_a_protocol_error(frames: list[Frame]) -> None:
+    for decode in (decode_to_server, decode_to_site):
+        with pytest.raises(ProtocolError, match="no message of a"):
+            decode(frames)
 
 
 @given(st.one_of(_TO_SERVER, _TO_SITE), st.data())
 def test_a_damaged_message_is_a_message_or_a_protocol_error(
     message: ToServer | ToSite, data: st.DataObject
 ) -> None:
-    frame = bytearray(encode(message))
+    frame = bytearray(b"".join(encode(message)))
     where = data.draw(st.integers(0, len(frame) - 1))
     frame[where] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(where, len(frame)))
 
     for decode in (decode_to_server, decode_to_site):
         try:
-            found = decode(bytes(frame[:cut]))
+            found = decode([bytes(frame[:cut])])
         except ProtocolError:
             continue
-        assert decode(encode(found)) is not None
+        assert encode(found)
 
 
 def test_a_message_of_the_other_side_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError):
-        decode_to_server(encode(Welcome(plan=Plan(rounds=1))))
+        decode_to_server(encode(Welcome(plan=Plan(rounds=1), run="r")))
     with pytest.raises(ProtocolError):
         decode_to_site(encode(Join(layout=Layout(()))))
 

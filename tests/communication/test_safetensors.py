@@ -1,11 +1,10 @@
-import hashlib
-import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors
 import safetensors.numpy
@@ -13,16 +12,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flare_core import DTYPES, ModelState, ProtocolError
-from flare_core.communication import Frame, digest, pack, unpack
+from flare_core.communication import file_bytes, header, header_bytes, pack, unpack
 from strategies import from_bits, states, to_bits
 
 _deserialize: Callable[[bytes], Any] = safetensors.deserialize
 _KNOWN_TO_NUMPY = tuple(code for code in DTYPES if DTYPES[code].isbuiltin == 1)
 
 
+def _file(state: ModelState) -> bytes:
+    return b"".join(pack(state))
+
+
 def _through_the_wire(state: ModelState) -> ModelState:
-    frames = [bytes(frame) for frame in pack(state)]
-    return unpack(frames, classes=state.layout.classes)
+    return unpack(_file(state), classes=state.layout.classes)
 
 
 def _header(content: str) -> bytes:
@@ -64,9 +66,7 @@ def test_every_bit_pattern_of_every_type_survives_the_wire(code: str) -> None:
 @example(ModelState({}))
 @example(ModelState({"scalar": np.float32(3), "empty": np.zeros((0, 3))}))
 def test_joined_frames_are_a_safetensors_file(state: ModelState) -> None:
-    file = b"".join(pack(state))
-
-    found = dict(_deserialize(file))
+    found = dict(_deserialize(_file(state)))
 
     assert set(found) == set(state)
     for spec, body in zip(state.layout.tensors, pack(state)[1:], strict=True):
@@ -77,7 +77,7 @@ def test_joined_frames_are_a_safetensors_file(state: ModelState) -> None:
 
 @given(states(_KNOWN_TO_NUMPY))
 def test_safetensors_reads_the_arrays_we_wrote(state: ModelState) -> None:
-    found = safetensors.numpy.load(b"".join(pack(state)))
+    found = safetensors.numpy.load(_file(state))
 
     assert set(found) == set(state)
     for name, array in state.items():
@@ -89,11 +89,8 @@ def test_safetensors_reads_the_arrays_we_wrote(state: ModelState) -> None:
 @given(states(_KNOWN_TO_NUMPY))
 def test_we_read_the_file_that_safetensors_wrote(state: ModelState) -> None:
     file = safetensors.numpy.save(dict(state))
-    body = 8 + int.from_bytes(file[:8], "little")
-    offsets = [entry["data_offsets"] for entry in json.loads(file[8:body]).values()]
-    frames = [file[:body], *(file[body + i : body + j] for i, j in offsets)]
 
-    found = unpack(frames, classes=state.layout.classes)
+    found = unpack(file, classes=state.layout.classes)
 
     assert found.layout == state.layout
     for name, array in state.items():
@@ -120,11 +117,31 @@ def test_frames_are_views_of_the_arrays() -> None:
 
 @pytest.mark.parametrize("code", ["F32", "F4"])
 def test_what_arrives_cannot_be_written_to(code: str) -> None:
-    frames = pack(ModelState({"w": np.zeros(4, DTYPES[code])}))
+    file = _file(ModelState({"w": np.zeros(4, DTYPES[code])}))
 
-    arrived = unpack([memoryview(bytearray(frame)) for frame in frames])
+    arrived = unpack(memoryview(bytearray(file)))
 
     assert not arrived["w"].flags.writeable
+
+
+def test_what_arrives_is_a_view_of_the_file() -> None:
+    file = bytearray(_file(ModelState({"w": np.zeros(2, np.float32)})))
+
+    arrived = unpack(memoryview(file))
+    file[-4:] = np.float32(7).tobytes()
+
+    assert arrived["w"].tolist() == [0, 7]
+
+
+@given(states())
+@example(ModelState({}))
+def test_a_layout_tells_the_header_and_the_size_before_there_is_a_file(
+    state: ModelState,
+) -> None:
+    file = _file(state)
+
+    assert file_bytes(state.layout) == len(file)
+    assert file[: header_bytes(file)] == header(state.layout.tensors)
 
 
 def test_a_packed_tensor_that_does_not_fill_whole_bytes_is_named() -> None:
@@ -134,85 +151,100 @@ def test_a_packed_tensor_that_does_not_fill_whole_bytes_is_named() -> None:
         pack(state)
 
 
-def test_the_digest_is_that_of_the_joined_file() -> None:
-    frames = pack(ModelState({"w": np.arange(6.0), "n": np.asarray(3)}))
+_TWO = _header(
+    '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+    '"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}}'
+)
+_TWICE = _TWO.replace(b"[2,3]", b"[0,1]")
 
-    assert digest(frames) == hashlib.sha256(b"".join(frames)).hexdigest()
 
-
-@given(st.lists(st.binary(max_size=64), max_size=4))
-@example([])
-@example([b"\0" * 8])
-@example([_header("[" * 100_000)])
-@example([_header('{"__metadata__":' + "[" * 100_000 + "]" * 100_000 + "}")])
-@example([_header('{"w":' + "[" * 100_000 + "]" * 100_000 + "}"), b""])
-@example([_one("F32", f"[0,{2**70}]", 0), b""])
-@example([_one("F32", f"[0,{2**62}]", 0), b""])
-@example([_one("U8", str([1] * 70), 1), b"\0"])
-@example([_one("F33", "[1]", 4), b"\0" * 4])
-@example([_one("F32", "[-1]", 4), b"\0" * 4])
-@example([_one("F32", "[2]", 4), b"\0" * 4])
-@example([_one("F4", "[3]", 2), b"\0" * 2])
-@example([_one("F32", "[1.5]", 4), b"\0" * 4])
-@example([_header('{"w":"\xff"}'), b""])
-@example([_one("F32", "[1]", 8), b"\0" * 4])
-@example([_one("F32", "[2]", 4), b"\0" * 8])
-@example([_header('{"__metadata__":{}}'), b""])
-def test_garbage_is_a_protocol_error(frames: list[bytes]) -> None:
+@given(st.binary(max_size=64))
+@example(b"")
+@example(b"\0" * 8)
+@example(b"\xff" * 8)
+@example(_header("[" * 100_000))
+@example(_header('{"__metadata__":' + "[" * 100_000 + "]" * 100_000 + "}"))
+@example(_header('{"w":' + "[" * 100_000 + "]" * 100_000 + "}"))
+@example(_one("F32", f"[0,{2**70}]", 0))
+@example(_one("F32", f"[0,{2**62}]", 0))
+@example(_one("U8", str([1] * 70), 1) + b"\0")
+@example(_one("F33", "[1]", 4) + b"\0" * 4)
+@example(_one("F32", "[-1]", 4) + b"\0" * 4)
+@example(_one("F32", "[2]", 4) + b"\0" * 4)
+@example(_one("F4", "[3]", 2) + b"\0" * 2)
+@example(_one("F32", "[1.5]", 4) + b"\0" * 4)
+@example(_header('{"w":"\xff"}'))
+@example(_one("F32", "[1]", 8) + b"\0" * 4)
+@example(_one("F32", "[2]", 4) + b"\0" * 8)
+@example(_one("F32", "[1]", 2**70) + b"\0" * 4)
+@example(_one("F32", "[]", -1) + b"\0" * 4)
+@example(_header('{"__metadata__":{}}') + b"\0")
+@example(_TWO + b"\0" * 3)  # a byte that belongs to nobody
+@example(_TWICE + b"\0")  # one that belongs to two
+def test_garbage_is_a_protocol_error(file: bytes) -> None:
     with pytest.raises(ProtocolError):
-        unpack(frames)
+        unpack(file)
 
 
 @st.composite
-def _damaged(draw: st.DrawFn) -> Sequence[Frame]:
-    """Frames of a model with a byte changed, a frame cut, lost, repeated or moved."""
-    frames = [bytes(frame) for frame in pack(draw(states()))]
+def _damaged(draw: st.DrawFn) -> bytes:
+    """A file with bytes changed, lost, repeated or moved, as no transport may do."""
+    file = _file(draw(states()))
     for _ in range(draw(st.integers(1, 3))):
-        if not frames:
-            return frames
-        at = draw(st.integers(0, len(frames) - 1))
+        start, stop = sorted(
+            draw(st.tuples(st.integers(0, len(file)), st.integers(0, len(file))))
+        )
+        head, some, tail = file[:start], file[start:stop], file[stop:]
         match draw(st.sampled_from(["change", "cut", "lose", "repeat", "move"])):
-            case "change" if frames[at]:
-                where = draw(st.integers(0, len(frames[at]) - 1))
+            case "change":
                 value = draw(st.binary(min_size=1, max_size=1))
-                frames[at] = frames[at][:where] + value + frames[at][where + 1 :]
+                file = head + value + file[start + 1 :]
             case "cut":
-                frames[at] = frames[at][: draw(st.integers(0, len(frames[at])))]
+                file = head
             case "lose":
-                del frames[at]
+                file = head + tail
             case "repeat":
-                frames.append(frames[at])
+                file = head + some + some + tail
             case "move":
-                frames.append(frames.pop(at))
-    return frames
+                file = head + tail + some
+    return file
 
 
 @given(_damaged())
-def test_a_damaged_model_is_a_model_or_a_protocol_error(
-    frames: Sequence[Frame],
-) -> None:
+def test_a_damaged_model_is_a_model_or_a_protocol_error(file: bytes) -> None:
     try:
-        state = unpack(frames)
+        state = unpack(file)
     except ProtocolError:
         return
 
     assert _through_the_wire(state).layout == state.layout
 
 
-@pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_lost_frame_is_noticed(at: int) -> None:
-    frames = pack(ModelState({"a": np.zeros(2), "b": np.zeros(2)}))
-    del frames[at]
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": np.zeros(2), "b": np.zeros(2, "f4")},
+        {"a": np.zeros(3, "u1"), "b": np.zeros((0, 4))},
+        {"packed": np.zeros(4, ml_dtypes.float4_e2m1fn)},
+        {},
+    ],
+    ids=["two tensors", "one is empty", "packed", "none"],
+)
+def test_a_file_that_is_shorter_or_longer_is_noticed_at_every_byte(
+    tensors: Mapping[str, npt.ArrayLike],
+) -> None:
+    file = _file(ModelState(tensors))
 
-    with pytest.raises(ProtocolError):
-        unpack(frames)
+    for damaged in (*(file[:end] for end in range(len(file))), file + b"\0"):
+        with pytest.raises(ProtocolError):
+            unpack(damaged)
 
 
 def test_a_tensor_of_the_wrong_length_is_named() -> None:
-    header, _ = pack(ModelState({"fc.weight": np.zeros((2, 3), np.float32)}))
+    file = _one("F32", "[2,3]", 20) + b"\0" * 20
 
-    with pytest.raises(ProtocolError, match=r"tensor 'fc\.weight': .*24.*20"):
-        unpack([header, b"\0" * 20])
+    with pytest.raises(ProtocolError, match=r"tensor 'w': .*\(2, 3\).*24.*20"):
+        unpack(file)
 
 
 def test_no_warning_is_given_for_any_bits() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flare_core import ConfigurationError
-from flare_core.communication import ZmqDealer, ZmqRouter
+from flare_core.communication import CHUNK_BYTES, ZmqDealer, ZmqRouter
 
 ANY_PORT = "tcp://127.0.0.1:0"
 
@@ -67,6 +67,19 @@ def test_waking_ends_the_wait() -> None:
         waker.join()
 
 
+def test_waking_a_site_ends_its_wait_with_a_connection_and_without() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        site = ZmqDealer(server.endpoint)
+        for _ in range(2):
+            waker = threading.Thread(target=site.wake)
+            waker.start()
+
+            assert site.receive(timeout_s=20) is None
+            waker.join()
+            site.disconnect()
+        site.close()
+
+
 def test_waking_a_closed_socket_wakes_nobody_else() -> None:
     closed = ZmqRouter(ANY_PORT)
     closed.close()
@@ -85,6 +98,76 @@ def test_waking_a_closed_socket_wakes_nobody_else() -> None:
 def test_a_peer_that_was_never_there_gets_nothing() -> None:
     with ZmqRouter(ANY_PORT) as server:
         assert not server.send(b"nobody", [b"hello"])
+
+
+def test_a_chunk_gets_through_whole() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        site = ZmqDealer(server.endpoint)
+        chunk = [bytes(25), b"\1" * CHUNK_BYTES]
+
+        site.send(chunk)
+
+        received = server.receive(timeout_s=5)
+        assert received is not None
+        assert received[1] == chunk
+        site.close()
+
+
+def test_what_is_longer_than_a_chunk_ends_its_connection_and_no_other() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        site, greedy = ZmqDealer(server.endpoint), ZmqDealer(server.endpoint)
+
+        greedy.send([bytes(2 * CHUNK_BYTES)])
+
+        assert greedy.receive(timeout_s=5) is None
+        assert greedy.broken
+        site.send([b"hello"])
+        received = server.receive(timeout_s=5)
+        assert received is not None
+        assert received[1] == [b"hello"]
+        greedy.close(abandon=True)
+        site.close()
+
+
+def test_a_site_that_does_not_read_does_not_stop_the_server() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        site = ZmqDealer(server.endpoint)
+        site.send([b"hello"])
+        received = server.receive(timeout_s=5)
+        assert received is not None
+        message = bytes(1 << 16)
+
+        assert all(server.send(received[0], [message]) for _ in range(5000))
+
+        site.close()
+
+
+def test_a_broken_connection_is_noticed_and_a_new_one_can_be_made(
+    tmp_path: Path,
+) -> None:
+    address = f"ipc://{tmp_path}/s"
+    with ZmqRouter(address) as server:
+        site = ZmqDealer(address)
+        site.send([b"before"])
+        assert server.receive(timeout_s=5) is not None
+        assert not site.broken
+
+    assert site.receive(timeout_s=5) is None
+    assert site.broken
+    site.disconnect()
+    assert not site.connected
+    site.send([b"meanwhile"])  # to nobody
+    assert site.receive(timeout_s=0) is None
+    with ZmqRouter(address) as server:
+        site.connect()
+        site.send([b"after"])
+
+        received = server.receive(timeout_s=5)
+
+        assert received is not None
+        assert received[1] == [b"after"]
+        assert not site.broken
+        site.close()
 
 
 def test_garbage_bytes_are_no_message() -> None:

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from flare_core import ConfigurationError, ModelState, StrategySettings, Update
+from averaging import assembled
+from flare_core import ConfigurationError, ModelState, StrategySettings
 from flare_core._model import Array
 from flare_core._plugins import plugin
-from flare_core.federation import FedAvg, Round
+from flare_core.federation import FedAvg, Fold, Part, Round, Strategy
 
 SIZES = {"a": 3, "b": 17, "c": 80}
 RATE = 0.05
@@ -30,18 +31,26 @@ def _federated(num_examples: dict[str, int]) -> Array:
     strategy = FedAvg(StrategySettings())
     model = ModelState({"w": np.zeros(4)})
     for number in range(ROUNDS):
-        played = Round(number, SIZES, model.layout, quorum=3)
+        played = Round(number, SIZES, quorum=3)
+        updates: dict[str, ModelState] = {}
         for site, (its_x, its_y) in reversed(shares.items()):
-            played.receive(
-                Update(
-                    site=site,
-                    round_number=number,
-                    weights=ModelState({"w": _step(model["w"], its_x, its_y)}),
-                    num_examples=num_examples[site],
-                )
-            )
-        model = strategy.next_model(model, played.mean())
+            updates[site] = ModelState({"w": _step(model["w"], its_x, its_y)})
+            assert played.receive(site, number, num_examples[site])
+        model = _next(model, played, updates, strategy)
     return model["w"]
+
+
+def _next(
+    model: ModelState, played: Round, updates: dict[str, ModelState], strategy: Strategy
+) -> ModelState:
+    fold = Fold(model.layout)
+    for site in played.due():
+        fold.add(updates[site], played.num_examples[site])
+    return assembled(
+        fold,
+        model.layout,
+        lambda part: strategy.step(part, part.of(model), fold.mean(part)),
+    )
 
 
 def _centralised() -> Array:
@@ -67,9 +76,10 @@ def test_federated_averaging_is_found_by_its_name() -> None:
 
 
 def test_fedprox_is_the_sites_business() -> None:
-    current, mean = ModelState({"w": [1.0]}), ModelState({"w": [2.0]})
+    current, mean = np.asarray([1.0]), np.asarray([2.0])
+    part = Part(ModelState({"w": current}).layout.tensors[0], 0, 1)
 
-    assert FedAvg(StrategySettings(mu=0.1)).next_model(current, mean) is mean
+    assert FedAvg(StrategySettings(mu=0.1)).step(part, current, mean) is mean
 
 
 @pytest.mark.parametrize("name", ["", "fedavgg"])

@@ -1,5 +1,8 @@
 import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -8,11 +11,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as numpy_arrays
 
+from averaging import mean_of
 from flare_core import DTYPES, ModelState, TensorClass
 from flare_core._model import Array, all_finite, bits_of, rounded_once
-from flare_core.federation import Fold
-from strategies import from_bits, to_bits
+from flare_core.federation import Fold, sums_bytes
+from flare_core.federation._fold import PART_ELEMENTS
+from strategies import from_bits, states, to_bits
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _NUM_EXAMPLES = st.integers(1, 10**6)
 _FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -21,7 +28,7 @@ def _mean(*updates: tuple[ModelState, int]) -> ModelState:
     fold = Fold(updates[0][0].layout)
     for weights, num_examples in updates:
         fold.add(weights, num_examples)
-    return fold.mean()
+    return mean_of(fold, updates[0][0].layout)
 
 
 def _mean_of(values: list[float], counts: list[int], code: str) -> Array:
@@ -151,11 +158,13 @@ def test_counters_take_the_maximum_and_keep_their_type(
 def test_the_site_s_own_counter_is_left_alone() -> None:
     counter = np.asarray([7])
 
-    mean = _mean((ModelState({"n": counter}), 1))
-    _mean((ModelState({"n": counter}), 1), (ModelState({"n": [10]}), 1))
+    fold = Fold(ModelState({"n": counter}).layout)
+    fold.add(ModelState({"n": counter}), 1)
+    alone = fold.mean(fold.batches[0][0])
+    fold.add(ModelState({"n": [10]}), 1)
 
     assert counter.tolist() == [7]
-    assert not np.shares_memory(mean["n"], counter)
+    assert not np.shares_memory(alone, counter)
 
 
 def test_floating_buffers_are_averaged_and_stay_buffers() -> None:
@@ -218,5 +227,86 @@ def test_the_updates_are_not_written_to() -> None:
 
 
 def test_the_mean_of_nothing_is_an_error() -> None:
+    fold = Fold(ModelState({"w": [1.0]}).layout)
+
     with pytest.raises(ValueError, match="no update"):
-        Fold(ModelState({"w": [1.0]}).layout).mean()
+        fold.mean(fold.batches[0][0])
+
+
+@given(states())
+def test_the_parts_are_all_elements_once_in_the_order_of_the_layout(
+    state: ModelState,
+) -> None:
+    parts = [part for batch in Fold(state.layout).batches for part in batch]
+
+    for spec in state.layout.tensors:
+        pieces = [part.of(state) for part in parts if part.spec == spec]
+        assert b"".join(map(to_bits, pieces)) == to_bits(state[spec.name])
+    order = [spec.name for spec in state.layout.tensors]
+    places = [(order.index(part.spec.name), part.start) for part in parts]
+    assert places == sorted(places)
+    assert all(part.start < part.stop for part in parts)
+
+
+_LARGE: dict[str, Array] = {
+    "odd": np.arange(2 * PART_ELEMENTS + 1, dtype=np.float32),
+    "even": (np.arange(2 * PART_ELEMENTS) % 7).astype(np.float16),
+    "packed": np.ones(PART_ELEMENTS + 8, ml_dtypes.float4_e2m1fn),
+    "count": np.arange(PART_ELEMENTS - 1),
+    **{f"small.{i}": np.full(3, i, np.float32) for i in range(9)},
+}
+
+
+def test_no_batch_is_larger_than_a_part_and_small_tensors_share_one() -> None:
+    batches = Fold(ModelState(_LARGE).layout).batches
+
+    sizes = [sum(part.stop - part.start for part in batch) for batch in batches]
+    small = {
+        i
+        for i, batch in enumerate(batches)
+        for part in batch
+        if part.spec.name.startswith("small")
+    }
+    assert max(sizes) == PART_ELEMENTS
+    assert len(small) == 1
+
+
+def _backwards(function: Callable[[_T], _R], items: Iterable[_T], /) -> Iterator[_R]:
+    return iter([function(item) for item in reversed(list(items))])
+
+
+def test_the_order_in_which_parts_are_worked_on_changes_no_bit() -> None:
+    updates = [
+        ModelState({name: (w * i).astype(w.dtype) for name, w in _LARGE.items()})
+        for i in (1, 2, 3)
+    ]
+    layout = updates[0].layout
+    one_by_one, backwards, threads = (Fold(layout) for _ in range(3))
+
+    with ThreadPoolExecutor(4) as pool:
+        for update in updates:
+            one_by_one.add(update, 3)
+            backwards.add(update, 3, _backwards)
+            threads.add(update, 3, pool.map)
+
+    expected = mean_of(one_by_one, layout)
+    assert mean_of(backwards, layout) == expected
+    assert mean_of(threads, layout) == expected
+    for name, w in _LARGE.items():
+        twice = 3 if name == "count" else 2  # the maximum, not the mean
+        assert to_bits(expected[name]) == to_bits((w * twice).astype(w.dtype))
+
+
+@given(states(), st.integers(1, 3), st.binary(min_size=1, max_size=1))
+def test_sums_may_lie_in_memory_that_was_used_before(
+    state: ModelState, num_updates: int, left_over: bytes
+) -> None:
+    memory = bytearray(left_over * sums_bytes(state.layout))
+    folds = [Fold(state.layout, memoryview(memory)), Fold(state.layout)]
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        for fold in folds:
+            for _ in range(num_updates):
+                fold.add(state, 2)
+
+        assert mean_of(folds[0], state.layout) == mean_of(folds[1], state.layout)

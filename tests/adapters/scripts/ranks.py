@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from flare_adapters._torch._host import Host
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import members
 from flare_adapters._torch._state import gather, scatter
@@ -57,7 +58,7 @@ def main() -> None:
         "ours": lambda: ranks.from_first(lambda: failing(ConfigurationError("no"))),
         "stop": lambda: ranks.from_first(lambda: failing(KeyboardInterrupt("stop"))),
         "load": lambda: scatter(ModelState({}), found, chosen, ranks),
-        "read": lambda: gather(lazy, chosen, ranks),
+        "read": lambda: gather(lazy, chosen, ranks, Host()),
     }
     notes = {}
     for name, act in acts.items():

@@ -1,0 +1,121 @@
+"""Folds the updates of a round from their files into that of the next global model."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from flare_core._errors import Refusal
+from flare_core._model import (
+    DTYPES,
+    Array,
+    Layout,
+    ModelState,
+    TensorClass,
+    all_finite,
+    rounded_once,
+)
+from flare_core._plan import Plan
+from flare_core.application._publication import Publication, Publisher
+from flare_core.communication import (
+    Frame,
+    body,
+    file_bytes,
+    header,
+    scratch,
+    write_file,
+)
+from flare_core.federation import Each, Fold, Part, Strategy, diverged, sums_bytes
+
+
+@final
+class Aggregator:
+    """Holds the sums, once for the whole run; all else streams past, part by part.
+
+    Args:
+        plan: Names the strategy and the encoding.
+        layout: Of the global model.
+        strategy: Moves the model, by the mean of the updates.
+        folder: For the sums and the models.
+        each: Shares the parts among the cores.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        strategy: Strategy,
+        folder: Path,
+        each: Each,
+    ) -> None:
+        self._layout = layout
+        self._strategy = strategy
+        self._whose = f"strategy {plan.strategy.name}"
+        self._publisher = Publisher(layout, plan.encoding, folder)
+        self._each = each
+        self._sums = scratch(folder, sums_bytes(layout))
+        self._fold = Fold(layout, self._sums)
+
+    def first(self, path: Path, stream: bytes) -> Publication:
+        """Publish the model that the run starts from.
+
+        Args:
+            path: Its file.
+            stream: The XXH3-128 of the file.
+        """
+        return self._publisher.first(path, stream)
+
+    def add(self, weights: ModelState, num_examples: int) -> None:
+        """Add the next update in the cohort's order."""
+        self._fold.add(weights, num_examples, self._each)
+
+    def finish(self, before: Publication, number: int) -> Publication | Refusal:
+        """Write and publish the next global model, and begin anew.
+
+        Args:
+            before: The model that the round started from.
+            number: Of the round that starts from the new one.
+
+        Returns:
+            The model; or what is wrong with it, if the strategy made it infinite.
+        """
+        path = self._publisher.path(number)
+        frames = self._frames(before.weights)
+        try:
+            stream = write_file(path, file_bytes(self._layout), frames)
+        except _DivergedError as exc:
+            return diverged(self._whose, exc.name)
+        finally:
+            self._fold = Fold(self._layout, self._sums)
+        return self._publisher.next(path, stream, before)
+
+    def _frames(self, current: ModelState) -> Iterator[Frame]:
+        yield header(self._layout.tensors)
+
+        def step(batch: Sequence[Part]) -> list[Frame]:
+            return [self._frame(part, part.of(current)) for part in batch]
+
+        for batch in self._each(step, self._fold.batches):
+            yield from batch
+
+    def _frame(self, part: Part, current: Array) -> Frame:
+        values = self._step(part, current)
+        if not all_finite(values):
+            raise _DivergedError(part.spec.name)
+        return body(part.spec, values)
+
+    def _step(self, part: Part, current: Array) -> Array:
+        mean = self._fold.mean(part)
+        if part.spec.kind is TensorClass.COUNTER:
+            return mean
+        moved = self._strategy.step(part, current, mean)
+        return rounded_once(np.asarray(moved), DTYPES[part.spec.dtype])
+
+
+class _DivergedError(Exception):
+    """A strategy made a tensor infinite."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name

@@ -1,0 +1,204 @@
+"""What the server takes in of the sites' weights, and how it looks at them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias, final
+
+from flare_core._errors import ProtocolError, Refusal
+from flare_core._model import Layout, ModelState, Update
+from flare_core.application._publication import Publication
+from flare_core.communication import (
+    INITIAL,
+    Chunk,
+    Commit,
+    CorruptedError,
+    Frame,
+    Mailbox,
+    Offer,
+    Parcel,
+    Want,
+    decoded_file,
+    file_bytes,
+    header,
+    header_bytes,
+    mapped,
+    most_bytes,
+    unpack,
+    write_file,
+)
+from flare_core.federation import inadmissible, misfit, unfit
+
+Inspect: TypeAlias = Callable[[], ModelState | Refusal]
+"""Returns the weights that have arrived, or why they are none; takes its time."""
+
+
+@final
+class Intake:
+    """Receives what is waited for, and nothing else.
+
+    Args:
+        encoding: How updates travel.
+        folder: For what is received.
+    """
+
+    def __init__(self, encoding: str, folder: Path) -> None:
+        self._encoding = encoding
+        self._folder = folder
+        self._mailbox = Mailbox()
+        self._awaited: set[str] = set()
+        self._round_number = INITIAL
+        self._layout = Layout(())
+        self._base: Publication | None = None
+
+    def begin(
+        self,
+        round_number: int,
+        sites: Iterable[str],
+        layout: Layout,
+        base: Publication | None,
+    ) -> None:
+        """Wait for weights of these sites from now on.
+
+        Args:
+            round_number: The round they answer, or `INITIAL`.
+            sites: Who may send some, once each.
+            layout: What they must look like.
+            base: The global model that the round starts from.
+        """
+        self._round_number = round_number
+        self._awaited = set(sites)
+        self._layout = layout
+        self._base = base
+
+    def has(self, site: str, offer: Offer) -> bool:
+        """Return whether what is offered has arrived already."""
+        return self._mailbox.has(site, offer.stream)
+
+    def awaits(self, site: str, offer: Offer) -> bool:
+        """Return whether what is offered is waited for."""
+        return offer.round_number == self._round_number and site in self._awaited
+
+    def open(self, site: str, offer: Offer) -> Refusal | None:
+        """Begin to receive what is offered; return why not if it cannot be right."""
+        refusal = self._ill_offered(site, offer)
+        if refusal is None:
+            self._mailbox.open(site, offer, self._path(site, offer))
+        return refusal
+
+    def take(self, site: str, chunk: Chunk) -> Refusal | None:
+        """Take a chunk; return what is wrong with it."""
+        try:
+            self._mailbox.take(site, chunk)
+        except ProtocolError as exc:
+            return _refusal(site, "a model", str(exc))
+        return None
+
+    def commit(self, site: str, commit: Commit) -> Parcel | Refusal | None:
+        """Return what has arrived whole, or why it never will; None if not yet."""
+        try:
+            parcel = self._mailbox.commit(site, commit)
+        except CorruptedError:
+            return _refusal(site, "the bytes that were sent", "others, several times")
+        if parcel is not None:
+            self._awaited.discard(site)
+        return parcel
+
+    def inspection(self, parcel: Parcel) -> Inspect:
+        """Return what looks at weights that have arrived, before they count."""
+        return partial(_inspect, parcel, self._layout, self._encoded, self._base)
+
+    def wants(self) -> Iterator[tuple[str, Want]]:
+        """Yield what to ask of whom now; to be called after each message."""
+        return self._mailbox.wants()
+
+    def forget(self, site: str) -> None:
+        """Wait for a site no more."""
+        self._awaited.discard(site)
+        self._mailbox.forget(site)
+
+    def close(self) -> None:
+        """Drop what is underway."""
+        self._mailbox.close()
+
+    @property
+    def _encoded(self) -> str:
+        """How what is waited for travels."""
+        return "none" if self._base is None else self._encoding
+
+    def _ill_offered(self, site: str, offer: Offer) -> Refusal | None:
+        if offer.layout is not None:
+            return misfit(site, offer.layout, self._layout)
+        exact = file_bytes(self._layout)
+        base = b""
+        if self._encoded != "none" and self._base is not None:
+            base = self._base.model.stream
+        if offer.base != base:
+            expected = f"weights told against the global model {base.hex() or 'none'}"
+            return _refusal(site, expected, f"against {offer.base.hex() or 'none'}")
+        if self._encoded == "none" and offer.num_bytes != exact:
+            return _refusal(site, f"{exact:,} bytes", f"{offer.num_bytes:,} bytes")
+        most = most_bytes(self._layout)
+        if self._encoded != "none" and offer.num_bytes > most:
+            got = f"{offer.num_bytes:,} bytes"
+            return _refusal(site, f"at most {most:,} bytes", got)
+        return None
+
+    def _path(self, site: str, offer: Offer) -> Path | None:
+        """Return the file for weights; that of a short update would take longer.
+
+        A site has the same file in every round: when it sends the next update, the one
+        before is folded, and nobody looks at it any more.
+        """
+        if self._base is None:
+            return self._folder / "initial.safetensors"
+        if offer.is_short:
+            return None
+        suffix = "safetensors" if self._encoded == "none" else "encoded"
+        return self._folder / "updates" / f"{site}.{suffix}"
+
+
+def _inspect(
+    parcel: Parcel, layout: Layout, encoding: str, base: Publication | None
+) -> ModelState | Refusal:
+    site, offer = parcel.site, parcel.offer
+    try:
+        file = parcel.contents()
+        if encoding != "none" and base is not None:
+            file = _decoded(parcel, file, encoding, base.weights)
+        if header_bytes(file) != len(header(layout.tensors)):
+            return _refusal(site, "a model", f"a header of {header_bytes(file)} bytes")
+        weights = unpack(file, classes=layout.classes)
+    except ProtocolError as exc:
+        return _refusal(site, "a model", str(exc))
+    if base is None:
+        return unfit(site, weights, layout) or weights
+    update = Update(
+        site=site,
+        round_number=offer.round_number,
+        weights=weights,
+        num_examples=offer.num_examples,
+    )
+    return inadmissible(update, layout) or weights
+
+
+def _decoded(parcel: Parcel, file: Frame, encoding: str, base: ModelState) -> Frame:
+    """Return the plain file of an update, which takes the encoded one's place."""
+    frames = decoded_file(encoding, memoryview(file), base)
+    if parcel.path is None:
+        return b"".join(frames)
+    path = parcel.path.with_suffix(".safetensors")
+    write_file(path, file_bytes(base.layout), frames)
+    parcel.path.unlink()
+    return mapped(path)
+
+
+def _refusal(site: str, expected: str, got: str) -> Refusal:
+    return Refusal(
+        reason="update",
+        site=site,
+        what="update",
+        expected=expected,
+        got=got,
+        advice="was its model changed while it trained, or is its version broken?",
+    )

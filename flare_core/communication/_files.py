@@ -1,0 +1,136 @@
+"""Files that hold what is too large for memory: received, mapped, or only lent."""
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import final
+
+import xxhash
+
+from flare_core._errors import ConfigurationError
+from flare_core.communication._safetensors import Frame
+
+_MOST_FRAMES = 512
+"""Below what a system call takes at once."""
+_POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
+
+
+@final
+class ReceivedFile:
+    """A file that is filled in any order; its room is taken before the first byte.
+
+    Args:
+        path: Where; a file of the same size is written over, which takes half the
+            time that a new one would.
+        num_bytes: Its size.
+
+    Raises:
+        ConfigurationError: If there is no room for it.
+    """
+
+    def __init__(self, path: Path, num_bytes: int) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as exc:
+            raise _no_room(path, num_bytes, exc) from exc
+        try:
+            if os.fstat(self._fd).st_size != num_bytes:
+                os.ftruncate(self._fd, 0)  # to reserve does not make it shorter
+                _reserve(self._fd, num_bytes)
+        except OSError as exc:
+            self.close()
+            raise _no_room(path, num_bytes, exc) from exc
+
+    def write(self, offset: int, frames: Sequence[Frame]) -> None:
+        """Put frames at an offset.
+
+        Raises:
+            ConfigurationError: If the file system does not take them.
+        """
+        whole = [b"".join(frames)] if len(frames) > _MOST_FRAMES else frames
+        size = sum(len(frame) for frame in whole)
+        try:
+            written = os.pwritev(self._fd, whole, offset)
+            while written < size:  # as at the limit of a quota
+                rest = b"".join(whole)[written:]
+                written += os.pwrite(self._fd, rest, offset + written)
+        except OSError as exc:
+            raise _no_room(self.path, size, exc) from exc
+
+    def close(self) -> None:
+        """Close it; what is mapped stays so."""
+        os.close(self._fd)
+
+
+def write_file(path: Path, num_bytes: int, frames: Iterable[Frame]) -> bytes:
+    """Write frames one after the other to a file that appears when it is whole.
+
+    Args:
+        path: The file.
+        num_bytes: The length of all frames.
+        frames: What to write.
+
+    Returns:
+        The XXH3-128 of the file.
+
+    Raises:
+        ConfigurationError: If there is no room for it.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    digest = xxhash.xxh3_128()
+    offset = 0
+    with closing(ReceivedFile(unfinished, num_bytes)) as file:
+        for frame in frames:
+            file.write(offset, [frame])
+            digest.update(frame)
+            offset += len(frame)
+    unfinished.replace(path)
+    return digest.digest()
+
+
+def mapped(path: Path) -> memoryview:
+    """Return the bytes of a file, to read; they are loaded as they are looked at."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+
+
+def scratch(folder: Path, num_bytes: int) -> memoryview:
+    """Return zeros to write to, of any size: a file nobody else sees, mapped.
+
+    The kernel may move it out of memory, and takes it back when it is forgotten.
+
+    Raises:
+        ConfigurationError: If there is no room for it.
+    """
+    if not num_bytes:
+        return memoryview(bytearray())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            _reserve(file.fileno(), num_bytes)
+            flags = mmap.MAP_SHARED | _POPULATE
+            return memoryview(mmap.mmap(file.fileno(), num_bytes, flags))
+    except OSError as exc:
+        raise _no_room(folder, num_bytes, exc) from exc
+
+
+def _reserve(fd: int, num_bytes: int) -> None:
+    """Take the room now: a full disk is told at once, and writing costs a third."""
+    if num_bytes and hasattr(os, "posix_fallocate"):  # not on macOS
+        os.posix_fallocate(fd, 0, num_bytes)
+    else:
+        os.ftruncate(fd, num_bytes)
+
+
+def _no_room(path: Path, num_bytes: int, error: OSError) -> ConfigurationError:
+    msg = (
+        f"cannot write {num_bytes:,} bytes to {path}: {error.strerror}; give the run a "
+        "folder with room for the global model twice and for each site's update once"
+    )
+    return ConfigurationError(msg)

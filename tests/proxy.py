@@ -1,0 +1,108 @@
+"""A TCP proxy of the tests' own, between sites and a server, that can break."""
+
+import select
+import socket
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Literal, Self, final
+
+Direction = Literal["up", "down"]
+_PIECE_BYTES = 1 << 16
+
+
+@final
+class Proxy:
+    """Passes bytes on, counts them, and cuts a connection where it is told to.
+
+    Args:
+        endpoint: The server's, as ``tcp://HOST:PORT``.
+
+    Attributes:
+        endpoint: Where sites connect to instead.
+        passed: Bytes passed so far, by direction: to the server, or from it.
+        num_cuts: Connections that were cut.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        self._server = (host, int(port))
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.passed: dict[Direction, int] = {"up": 0, "down": 0}
+        self.num_cuts = 0
+        self._cuts: list[tuple[Direction, int]] = []
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def cut(self, direction: Direction, at: int) -> None:
+        """Cut the connection once so many bytes in all have passed in a direction."""
+        with self._lock:
+            self._cuts.append((direction, at))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._accepting.join()
+
+    def _accept(self) -> None:
+        while not self._over.is_set():
+            try:
+                site, _ = self._listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=[site], daemon=True).start()
+
+    def _carry(self, site: socket.socket) -> None:
+        with site, socket.create_connection(self._server) as server:
+            ways: dict[socket.socket, tuple[socket.socket, Direction]] = {
+                site: (server, "up"),
+                server: (site, "down"),
+            }
+            with suppress(OSError):  # one side hung up
+                while not self._over.is_set():
+                    ready, _, _ = select.select(list(ways), [], [], 0.1)
+                    if not all(self._pass_on(one, *ways[one]) for one in ready):
+                        _hang_up(site, server)
+                        return
+
+    def _pass_on(
+        self, source: socket.socket, target: socket.socket, direction: Direction
+    ) -> bool:
+        """Pass on what is there; tell whether the connection goes on."""
+        piece = source.recv(_PIECE_BYTES)
+        with self._lock:
+            left = self._until_cut(direction, len(piece))
+            self.passed[direction] += len(piece) if left is None else left
+        target.sendall(piece if left is None else piece[:left])
+        return bool(piece) and left is None
+
+    def _until_cut(self, direction: Direction, size: int) -> int | None:
+        """Return how many of so many bytes may still pass; None if all may."""
+        for cut in self._cuts:
+            if cut[0] == direction and cut[1] <= self.passed[direction] + size:
+                self._cuts.remove(cut)
+                self.num_cuts += 1
+                return max(0, cut[1] - self.passed[direction])
+        return None
+
+
+def _hang_up(*connections: socket.socket) -> None:
+    """Close such that what was passed on arrives: TCP may drop it after a reset."""
+    for connection in connections:
+        connection.shutdown(socket.SHUT_WR)
+    for connection in connections:
+        connection.settimeout(10)
+        while connection.recv(_PIECE_BYTES):
+            pass
