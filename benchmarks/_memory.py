@@ -24,7 +24,6 @@ class Watched:
         pid: The process.
 
     Attributes:
-        before_mb: When it began.
         peak_mb: At most, until it ended.
     """
 
@@ -32,12 +31,7 @@ class Watched:
         self._pid = pid
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
-        self.before_mb = self.peak_mb = anonymous_mb(pid)
-
-    @property
-    def extra_mb(self) -> float:
-        """How much more it was than at the beginning."""
-        return self.peak_mb - self.before_mb
+        self.peak_mb = anonymous_mb(pid)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -48,6 +48,7 @@ from flare_core.communication import (
     unpack,
     write_file,
 )
+from flare_core.communication._malloc import keep_memory
 from flare_core.federation import FedAvg, Fold
 
 Load: TypeAlias = Callable[[], flare.ModelState]
@@ -93,6 +94,7 @@ def main(*, json_file: JsonFile = None, quick: Quick = False) -> None:
     """Measure; --quick takes 100 MB instead of 400, and fewer samples."""
     leave_when_told()
     report = Report("fold")
+    keep_memory()  # as a server does
     prefix = "flare-benchmark-"
     with tempfile.TemporaryDirectory(prefix=prefix) as folder:
         setting = _Setting(

@@ -1,4 +1,4 @@
-"""Chunks of 1 MiB over ZeroMQ under CURVE and nothing else: its limit."""
+"""Chunks of 1 MiB over ZeroMQ and nothing else, bare and under CURVE: its limits."""
 
 from multiprocessing.connection import Connection
 from typing import Any, final
@@ -7,18 +7,29 @@ import numpy as np
 import zmq
 
 from flare_core.communication import CHUNK_BYTES, WINDOW
+from flare_core.communication._malloc import keep_memory
 
 _QUEUE = 2 * WINDOW
 
 
 def serve(pipe: Connection) -> None:
     """Send and receive what the client asks for, until it says nothing."""
-    public, secret = zmq.curve_keypair()
+    _serve(pipe, b"", b"")
+
+
+def serve_secured(pipe: Connection) -> None:
+    """Do the same under CURVE."""
+    _serve(pipe, *zmq.curve_keypair())
+
+
+def _serve(pipe: Connection, public: bytes, secret: bytes) -> None:
+    keep_memory()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.linger = 0
         router.router_mandatory = True  # waits at the limit of its queue
-        router.curve_server = True
-        router.curve_secretkey = secret
+        if secret:
+            router.curve_server = True
+            router.curve_secretkey = secret
         router.sndhwm = router.rcvhwm = _QUEUE
         router.bind("tcp://127.0.0.1:0")
         pipe.send((router.last_endpoint.decode(), public))
@@ -42,16 +53,20 @@ class Client:
     """Uploads from memory and downloads to it.
 
     Args:
-        address: The server's endpoint and public key.
+        address: The server's endpoint, and its public key if it has one.
     """
 
     def __init__(self, address: tuple[str, bytes]) -> None:
         endpoint, server_key = address
+        keep_memory()
         self._context: zmq.Context[Any] = zmq.Context()
         self._dealer = self._context.socket(zmq.DEALER)
         self._dealer.linger = 1000
-        self._dealer.curve_serverkey = server_key
-        self._dealer.curve_publickey, self._dealer.curve_secretkey = zmq.curve_keypair()
+        if server_key:
+            public, secret = zmq.curve_keypair()
+            self._dealer.curve_serverkey = server_key
+            self._dealer.curve_publickey = public
+            self._dealer.curve_secretkey = secret
         self._dealer.sndhwm = self._dealer.rcvhwm = _QUEUE
         self._dealer.connect(endpoint)
 

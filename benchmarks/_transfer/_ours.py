@@ -2,17 +2,15 @@
 
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import final
 
-import numpy as np
-import xxhash
-
 from flare_core import Plan
 from flare_core.application._publication import ServedFile
 from flare_core.communication import (
+    CHUNK_BYTES,
     Bye,
     Chunk,
     Commit,
@@ -34,6 +32,7 @@ from flare_core.communication import (
     ZmqRouter,
     decode_to_server,
     encode,
+    write_file,
 )
 
 _SITE = "site"
@@ -103,9 +102,7 @@ class _Server:
     def _published(self, num_bytes: int) -> ServedFile:
         if self._file is None or self._file.num_bytes != num_bytes:
             path = self._folder / "download"
-            content = np.ones(num_bytes, np.uint8)
-            path.write_bytes(content.data)
-            self._file = ServedFile(path, xxhash.xxh3_128(content.data).digest())
+            self._file = ServedFile(path, write_file(path, num_bytes, _ones(num_bytes)))
         return self._file
 
     def _start(self, file: ServedFile | None) -> Start:
@@ -155,6 +152,11 @@ class Client:
         """Leave."""
         self._courier.ask(Leave(metrics={}), Bye)
         self._courier.close()
+
+
+def _ones(num_bytes: int) -> Iterator[bytes]:
+    for start in range(0, num_bytes, CHUNK_BYTES):
+        yield b"\1" * min(CHUNK_BYTES, num_bytes - start)
 
 
 def _offer(round_number: int, num_bytes: int) -> Offer:

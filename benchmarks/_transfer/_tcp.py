@@ -1,7 +1,9 @@
 """A TCP connection and nothing else: the limit."""
 
+import os
 import socket
 import struct
+import tempfile
 from multiprocessing.connection import Connection
 from typing import final
 
@@ -13,6 +15,16 @@ _PIECE_BYTES = 1 << 20
 
 def serve(pipe: Connection) -> None:
     """Send and receive what the client asks for, until it hangs up."""
+    _serve(pipe, None)
+
+
+def serve_file(pipe: Connection) -> None:
+    """Do the same, and receive into a file, whose room is taken already."""
+    with tempfile.TemporaryFile() as file:
+        _serve(pipe, file.fileno())
+
+
+def _serve(pipe: Connection, fd: int | None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         pipe.send(listening.getsockname()[1])
         connection, _ = listening.accept()
@@ -22,8 +34,10 @@ def serve(pipe: Connection) -> None:
             verb, num_bytes = _ORDER.unpack(order)
             if len(memory) != num_bytes:
                 memory = memoryview(np.ones(num_bytes, np.uint8).data)
+                if fd is not None:
+                    os.posix_fallocate(fd, 0, num_bytes)
             if verb == b"u":
-                _receive(connection, memory)
+                _receive(connection, memory, fd)
                 connection.sendall(b"!")
             else:
                 connection.sendall(memory)
@@ -56,8 +70,14 @@ class Client:
         self._connection.close()
 
 
-def _receive(connection: socket.socket, memory: memoryview) -> None:
+def _receive(
+    connection: socket.socket, memory: memoryview, fd: int | None = None
+) -> None:
     position = 0
     while position < len(memory):
         piece = memory[position : position + _PIECE_BYTES]
-        position += connection.recv_into(piece)
+        if fd is None:
+            position += connection.recv_into(piece)
+        else:  # through the beginning of the memory, which stays in the cache
+            size = connection.recv_into(memory[: len(piece)])
+            position += os.pwrite(fd, memory[:size], position)

@@ -22,6 +22,7 @@ from flare_core.communication import (
     file_bytes,
     header,
     header_bytes,
+    let_go,
     mapped,
     most_bytes,
     unpack,
@@ -179,7 +180,9 @@ def _inspect(
         weights=weights,
         num_examples=offer.num_examples,
     )
-    return inadmissible(update, layout) or weights
+    refusal = inadmissible(update, layout)
+    let_go(weights)  # its turn to be folded may be far
+    return refusal or weights
 
 
 def _decoded(parcel: Parcel, file: Frame, encoding: str, base: ModelState) -> Frame:

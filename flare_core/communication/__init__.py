@@ -8,7 +8,13 @@ from flare_core.communication._encodings import (
     encode_model,
     most_bytes,
 )
-from flare_core.communication._files import ReceivedFile, mapped, scratch, write_file
+from flare_core.communication._files import (
+    ReceivedFile,
+    let_go,
+    mapped,
+    scratch,
+    write_file,
+)
 from flare_core.communication._mailbox import CorruptedError, Mailbox, Parcel
 from flare_core.communication._messages import (
     INITIAL,
@@ -106,6 +112,7 @@ __all__ = [
     "file_bytes",
     "header",
     "header_bytes",
+    "let_go",
     "mapped",
     "most_bytes",
     "pack",

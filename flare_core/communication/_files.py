@@ -8,9 +8,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import final
 
+import numpy as np
 import xxhash
 
 from flare_core._errors import ConfigurationError
+from flare_core._model import ModelState
 from flare_core.communication._safetensors import Frame
 
 _MOST_FRAMES = 512
@@ -99,6 +101,15 @@ def mapped(path: Path) -> memoryview:
         if not os.fstat(file.fileno()).st_size:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+
+
+def let_go(weights: ModelState) -> None:
+    """Take a mapped model out of this process's memory; a look brings it back."""
+    base: object = next(iter(weights.values()), None)
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap):
+        base.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def scratch(folder: Path, num_bytes: int) -> memoryview:

@@ -16,6 +16,7 @@ from typing import Self, final
 import zmq
 
 from flare_core._errors import ConfigurationError
+from flare_core.communication._malloc import keep_memory
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._streams import CHUNK_BYTES, WINDOW
 
@@ -29,8 +30,6 @@ _RECONNECT_MAX_MS = 30_000
 _HEARTBEAT_MS = 15_000
 _HEARTBEAT_TIMEOUT_MS = 45_000
 _BACKLOG = 4096
-_LARGEST_BLOCK = (32 << 20) - 4096
-"""From what size on glibc asks the kernel for each block, once it has seen this one."""
 _KEEPALIVE = {
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 60,
@@ -86,7 +85,7 @@ class ZmqRouter:
     """
 
     def __init__(self, address: str, *, keys: KeyPair | None = None) -> None:
-        _keep_memory()
+        keep_memory()
         self._context = zmq.Context[zmq.SyncSocket]()
         self._socket = self._context.socket(zmq.ROUTER)
         if keys is not None:
@@ -251,7 +250,7 @@ class _Line:
     """A DEALER with one connection, and the word of when it breaks."""
 
     def __init__(self, address: str, waker: "_Waker", secured: Secured | None) -> None:
-        _keep_memory()
+        keep_memory()
         self._context = zmq.Context[zmq.SyncSocket]()
         self._socket = self._context.socket(zmq.DEALER)
         if secured is not None:
@@ -330,16 +329,6 @@ class _Waker:
 def _close_both(*ends: socket.socket) -> None:
     for end in ends:
         end.close()
-
-
-def _keep_memory() -> None:
-    """Have chunks received into memory that was used before.
-
-    glibc maps fresh pages for each block above a threshold, and gives them back with
-    it; faulting them in costs a third of receiving.  The threshold adapts: to free a
-    large block that was never touched raises it, as any program with large arrays does.
-    """
-    bytearray(_LARGEST_BLOCK)
 
 
 def _poller(*pollable: "zmq.SyncSocket | _Waker") -> zmq.Poller:

@@ -353,15 +353,21 @@ def test_the_bytes_are_the_same_on_every_machine(folder: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("encoding", LOSSY)
+@pytest.mark.parametrize(
+    ("encoding", "dtype"),
+    [
+        (encoding, dtype)
+        for encoding in LOSSY
+        for dtype in FLOATS
+        if encodes(encoding, ModelState({"w": np.zeros(100, dtype)}).layout.tensors[0])
+    ],
+    ids=str,
+)
 def test_all_nans_have_the_same_bits(
     encoding: str, dtype: np.dtype[Any], folder: Path
 ) -> None:
     base = ModelState({"w": np.full(100, np.inf, dtype)})
     values = ModelState({"w": np.full(100, np.inf, dtype)})
-    if not encodes(encoding, base.layout.tensors[0]):
-        pytest.skip("travels as it is")
 
     found, _ = _through(encoding, values, base, folder)
 
