@@ -31,7 +31,15 @@ _ALIGNMENT = 8
 _METADATA = "__metadata__"
 
 
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a header says of one tensor.
+
+    Attributes:
+        dtype: The code of its type.
+        shape: The extent of each axis.
+        data_offsets: Where its bytes begin and end, from the end of the header.
+    """
+
     dtype: str
     shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     data_offsets: tuple[int, int]
@@ -43,7 +51,7 @@ def header(tensors: Iterable[TensorSpec]) -> bytes:
     end = 0
     for spec in tensors:
         begin, end = end, end + spec.num_bytes
-        entries[spec.name] = _Entry(spec.dtype, spec.shape, (begin, end))
+        entries[spec.name] = Entry(spec.dtype, spec.shape, (begin, end))
     text = msgspec.json.encode(entries)
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(_ALIGNMENT, "little") + text
@@ -90,14 +98,13 @@ def unpack(
     Raises:
         ProtocolError: If it is no safetensors file.
     """
-    view = memoryview(file).cast("B")
-    entries, position = _header(view)
+    found, data = parsed(memoryview(file).cast("B"))
+    entries = dict(sorted(found.items(), key=lambda one: one[1].data_offsets))
     ends = [entry.data_offsets[1] for entry in entries.values()]
     begins = [entry.data_offsets[0] for entry in entries.values()]
     if begins != [0, *ends[:-1]][: len(begins)] or sorted(ends) != ends:
         msg = "the tensors do not follow each other without gaps"
         raise ProtocolError(msg)
-    data = view[position:]
     if len(data) != (ends[-1] if ends else 0):
         msg = f"the header announces {ends[-1] if ends else 0} bytes, got {len(data)}"
         raise ProtocolError(msg)
@@ -113,22 +120,35 @@ def header_bytes(file: Frame) -> int:
     return _ALIGNMENT + int.from_bytes(file[:_ALIGNMENT], "little")
 
 
-def _header(file: memoryview) -> tuple[dict[str, _Entry], int]:
-    """Return the header's entries, and where the data begins."""
+def parsed(
+    file: memoryview, *, most_header_bytes: int = _MAX_HEADER_BYTES
+) -> tuple[dict[str, Entry], memoryview]:
+    """Return what the header of a file says of each tensor, and the data behind it.
+
+    Args:
+        file: All bytes of it.
+        most_header_bytes: A longer header is not looked at.
+
+    Raises:
+        ProtocolError: If there is no such header.
+    """
     end = header_bytes(file)
-    if not _ALIGNMENT <= end <= min(len(file), _MAX_HEADER_BYTES):
-        msg = f"a header of {end - _ALIGNMENT} bytes is announced, got {len(file)}"
+    if end > min(len(file), most_header_bytes):
+        msg = (
+            f"expected a header of at most {most_header_bytes} bytes in the file, got "
+            f"{end} of {len(file)}"
+        )
         raise ProtocolError(msg)
     try:
-        entries = msgspec.json.decode(file[_ALIGNMENT:end], type=dict[str, msgspec.Raw])
-        entries.pop(_METADATA, None)
-        found = {
-            name: msgspec.json.decode(raw, type=_Entry) for name, raw in entries.items()
+        raw = msgspec.json.decode(file[_ALIGNMENT:end], type=dict[str, msgspec.Raw])
+        raw.pop(_METADATA, None)
+        entries = {
+            name: msgspec.json.decode(one, type=Entry) for name, one in raw.items()
         }
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         msg = f"no safetensors header: {exc}"
         raise ProtocolError(msg) from exc
-    return dict(sorted(found.items(), key=lambda one: one[1].data_offsets)), end
+    return entries, file[end:]
 
 
 def _packed(spec: TensorSpec, array: Array) -> Frame:
@@ -141,7 +161,7 @@ def _packed(spec: TensorSpec, array: Array) -> Frame:
     return np.packbits(planes, bitorder="little").tobytes()
 
 
-def _array(name: str, entry: _Entry, raw_bytes: memoryview) -> Array:
+def _array(name: str, entry: Entry, raw_bytes: memoryview) -> Array:
     dtype = DTYPES.get(entry.dtype)
     if dtype is None:
         msg = f"tensor {name!r}: no such type as {entry.dtype!r}"

@@ -74,11 +74,6 @@ class Session:
         self._incoming: Incoming | None = None
         self._newest = -1
 
-    @property
-    def busy(self) -> bool:
-        """Whether an answer is waited for."""
-        return self._request is not None or self._incoming is not None
-
     def ask(self, request: ToServer, *wanted: type[ToSite]) -> None:
         """Open a request, which one of these messages answers."""
         self._request = request

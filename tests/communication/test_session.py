@@ -79,12 +79,10 @@ def _heard(session: Session, message: ToSite | Chunk) -> object:
 def test_a_request_is_open_until_it_is_answered(session: Session) -> None:
     session.ask(_LEAVE, Bye)
 
-    assert session.busy
     assert _heard(session, Pong()) is None
     assert _heard(session, Propose()) is None  # not to this one
-    assert session.busy
     assert _heard(session, Bye()) == (Bye(),)
-    assert not session.busy
+    assert _heard(session, Bye()) is None
     assert _said(session) == [_LEAVE]
 
 
@@ -99,7 +97,6 @@ def test_bad_news_answers_whatever_is_open_and_nothing_too(
     assert _heard(session, news) == (news,)
     session.fetch(bytes(16), Incoming(9, lambda *_: None))
     assert _heard(session, news) == (news,)
-    assert not session.busy
 
 
 @pytest.mark.parametrize("last", [Bye(), Checked(), Aborted(reason="over"), _REFUSED])
@@ -131,7 +128,6 @@ def test_a_start_that_was_heard_already_is_no_answer(session: Session) -> None:
 
     assert _heard(session, _start(1)) is None
     assert _heard(session, _start(0)) is None
-    assert session.busy
     assert _heard(session, _start(2)) == (_start(2),)
 
 
@@ -161,7 +157,6 @@ def test_after_a_break_with_nothing_open_only_a_hello_is_said(session: Session) 
 
     assert _said(session) == [_KNOWN]
     assert _heard(session, _WELCOME) is None
-    assert not session.busy
 
 
 def test_what_was_given_up_is_not_repeated(session: Session) -> None:
@@ -273,9 +268,7 @@ def test_a_model_is_asked_for_and_answers_when_it_is_whole(session: Session) -> 
     for chunk in (*chunks, chunks[0], Chunk(bytes(16), len(_UPDATE) - 4, [b"else"])):
         assert _heard(session, chunk) is None
 
-    assert session.busy
     assert _heard(session, last) == (None,)
-    assert not session.busy
     assert model.written == _UPDATE
     assert _heard(session, last) is None
 
@@ -306,7 +299,6 @@ def test_a_newer_model_answers_in_place_of_one_that_is_gone(session: Session) ->
 
     assert _heard(session, _start(1)) is None
     assert _heard(session, _start(2)) == (_start(2),)
-    assert not session.busy
 
 
 @pytest.mark.parametrize("num_damaged", [0, 1, 2])

@@ -6,25 +6,15 @@ are.  Tensors follow each other as in any layout, larger element types first and
 name, so that what is not encoded is aligned.
 """
 
-from typing import Annotated, NoReturn
-
-import msgspec
+from typing import NoReturn
 
 from flare_core._errors import ProtocolError
 from flare_core._model import DTYPES, Layout, TensorSpec
 from flare_core.communication._encodings._choice import encodes
-from flare_core.communication._safetensors import header
+from flare_core.communication._safetensors import Entry, header, parsed
 
-_ALIGNMENT = 8
-_METADATA = "__metadata__"
 _METADATA_BYTES = 4_096
 _LARGE = 1 << 48
-
-
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    dtype: str
-    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
-    data_offsets: tuple[int, int]
 
 
 def in_file_order(encoding: str, layout: Layout) -> list[TensorSpec]:
@@ -55,7 +45,8 @@ def located(encoding: str, file: memoryview, layout: Layout) -> dict[str, memory
             layout; the tensor is named.
     """
     tensors = in_file_order(encoding, layout)
-    entries, data = _parsed(file, _most_header_bytes(encoding, tensors))
+    most = _most_header_bytes(encoding, tensors)
+    entries, data = parsed(file, most_header_bytes=most)
     _check_names(entries, layout)
     found: dict[str, memoryview] = {}
     position = 0
@@ -75,7 +66,7 @@ def located(encoding: str, file: memoryview, layout: Layout) -> dict[str, memory
     return found
 
 
-def _expected(encoding: str, spec: TensorSpec, entry: _Entry) -> TensorSpec:
+def _expected(encoding: str, spec: TensorSpec, entry: Entry) -> TensorSpec:
     """Return what the file should say: of an encoded tensor, any number of bytes."""
     if not encodes(encoding, spec):
         return spec
@@ -95,29 +86,7 @@ def _most_header_bytes(encoding: str, tensors: list[TensorSpec]) -> int:
     return 2 * len(header(longest)) + _METADATA_BYTES
 
 
-def _parsed(
-    file: memoryview, most_header_bytes: int
-) -> tuple[dict[str, _Entry], memoryview]:
-    end = _ALIGNMENT + int.from_bytes(file[:_ALIGNMENT], "little")
-    if end > min(len(file), most_header_bytes):
-        msg = (
-            f"expected a header of at most {most_header_bytes} bytes in the file, got "
-            f"{end} of {len(file)}"
-        )
-        raise ProtocolError(msg)
-    try:
-        raw = msgspec.json.decode(file[_ALIGNMENT:end], type=dict[str, msgspec.Raw])
-        raw.pop(_METADATA, None)
-        entries = {
-            name: msgspec.json.decode(one, type=_Entry) for name, one in raw.items()
-        }
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        msg = f"no safetensors header: {exc}"
-        raise ProtocolError(msg) from exc
-    return entries, file[end:]
-
-
-def _check_names(entries: dict[str, _Entry], layout: Layout) -> None:
+def _check_names(entries: dict[str, Entry], layout: Layout) -> None:
     missing = sorted(layout.classes.keys() - entries.keys())
     if missing:
         msg = f"tensor {missing[0]!r}: expected in the file, got none of that name"
