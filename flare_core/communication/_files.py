@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 import numpy as np
 import xxhash
@@ -105,11 +105,18 @@ def mapped(path: Path) -> memoryview:
 
 def let_go(weights: ModelState) -> None:
     """Take a mapped model out of this process's memory; a look brings it back."""
-    base: object = next(iter(weights.values()), None)
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap):
-        base.obj.madvise(mmap.MADV_DONTNEED)
+    for array in weights.values():
+        lender = _lender(array)
+        if isinstance(lender, mmap.mmap):
+            lender.madvise(mmap.MADV_DONTNEED)
+        return  # all are views of one file
+
+
+def _lender(array: object) -> object:
+    """Return whose memory an array looks at."""
+    while isinstance(array, np.ndarray):
+        array = cast("object", array.base)
+    return cast("object", array.obj) if isinstance(array, memoryview) else array
 
 
 def scratch(folder: Path, num_bytes: int) -> memoryview:
