@@ -9,6 +9,10 @@ import msgspec
 
 from flare_core._model._dtypes import DTYPES, bits_of
 
+_MOST_AXES = 64
+"""As NumPy has it."""
+_MOST_BYTES = 2**62
+
 
 class TensorClass(StrEnum):
     """What a tensor is, and hence what the federation does with it."""
@@ -47,8 +51,14 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
         if self.dtype not in DTYPES and self.kind is not TensorClass.LOCAL:
             msg = f"tensor {self.name!r}: no such type as {self.dtype!r}"
             raise ValueError(msg)
+        if len(self.shape) > _MOST_AXES:
+            msg = f"tensor {self.name!r}: has {len(self.shape)} axes, not {_MOST_AXES}"
+            raise ValueError(msg)
         if any(extent < 0 for extent in self.shape):
             msg = f"tensor {self.name!r}: an extent of {self.shape} is negative"
+            raise ValueError(msg)
+        if self.num_elements >= _MOST_BYTES:
+            msg = f"tensor {self.name!r}: no memory holds {self.shape} elements"
             raise ValueError(msg)
         if self.name == "__metadata__":
             msg = "no tensor can be called '__metadata__' in a safetensors file"
@@ -86,6 +96,9 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.tensors):
             msg = "a layout may name each tensor once only"
+            raise ValueError(msg)
+        if self.num_bytes >= _MOST_BYTES:
+            msg = f"no memory holds {self.num_bytes} bytes"
             raise ValueError(msg)
         for tensor in self.tensors:
             if tensor.kind is TensorClass.LOCAL:

@@ -129,7 +129,8 @@ class Intake:
 
     def _ill_offered(self, site: str, offer: Offer) -> Refusal | None:
         if offer.layout is not None:
-            return misfit(site, offer.layout, self._layout)
+            refusal = misfit(site, offer.layout, self._layout)
+            return refusal or _refusal(site, "no layout", "the one it joined with")
         exact = file_bytes(self._layout)
         base = b""
         if self._encoded != "none" and self._base is not None:
@@ -170,7 +171,7 @@ def _inspect(
         if header_bytes(file) != len(header(layout.tensors)):
             return _refusal(site, "a model", f"a header of {header_bytes(file)} bytes")
         weights = unpack(file, classes=layout.classes)
-    except ProtocolError as exc:
+    except (ProtocolError, ValueError) as exc:
         return _refusal(site, "a model", str(exc))
     if base is None:
         return unfit(site, weights, layout) or weights

@@ -54,7 +54,7 @@ class Lobby:
                 f"site {hello.site!r} was in this run and has left; a run takes nobody "
                 "back"
             )
-        return self.too_many(hello.site) if self.full else ""
+        return self.too_late(hello.site)
 
     def enter(self, site: str, join: Join) -> None:
         """Let a site take part."""
@@ -73,8 +73,16 @@ class Lobby:
             join.horizon,
         )
 
-    def too_many(self, site: str) -> str:
-        """Return why a site comes too late."""
+    def too_late(self, site: str) -> str:
+        """Return why a site comes too late; empty if it does not."""
+        for other in self.joined:
+            if other.casefold() == site.casefold():
+                return (
+                    f"sites {other!r} and {site!r} would be one file where case does "
+                    "not count; give them other names"
+                )
+        if not self.full:
+            return ""
         return (
             f"the run has started with {', '.join(sorted(self.joined))} and takes no "
             f"site {site!r}; set selection.sites in the plan to the number of sites"

@@ -42,7 +42,7 @@ class RoundReport:
             metrics=_finite(site, offer.metrics),
             bytes_down=self._bytes_down.get(site, 0),
             bytes_up=offer.num_bytes,
-            error_up=offer.error,
+            error_up=offer.error if math.isfinite(offer.error) else 0.0,
             seconds=self._seconds(),
         )
         return self._sites[site]
@@ -84,7 +84,7 @@ def parting(
         metrics: Of the final model, by site.
         weights: Examples of each site in the last round; a site not there weighs 1.
     """
-    sites = dict(sorted(metrics.items()))
+    sites = {site: _finite(site, metrics[site]) for site in sorted(metrics)}
     of_each = {site: weights.get(site, 1) for site in sites}
     mean = weighted_mean(sites, of_each)
     return msgspec.structs.replace(result, sites=sites, metrics=mean)

@@ -29,6 +29,7 @@ from flare_core.application._round_report import RoundReport, parting
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     INITIAL,
+    SHORT_BYTES,
     Aborted,
     Bye,
     Checked,
@@ -130,14 +131,15 @@ class Run:
             case Leave():
                 self._leave(site, message)
             case _:
-                _log.info("ignored %s of site %r", message, site)
+                pass  # the server's own business
         for other, want in self._intake.wants():
             self._send(other, want)
 
     def site_left(self, site: str, reason: str, *, failed: bool = False) -> None:
         """Note that a site has gone, and whether by a failure."""
         present = self._lobby.present
-        if self.over or (site in self._lobby.joined and site not in present):
+        counted = self._round is not None or site in self._lobby.joined
+        if self.over or (counted and site not in present):
             return
         present.discard(site)
         self._intake.forget(site)
@@ -184,8 +186,8 @@ class Run:
         if site in self._lobby.joined:
             self._say_again(site)
             return
-        if self._lobby.full:  # it said hello before the others had joined
-            self._send(site, Aborted(reason=self._lobby.too_many(site)))
+        if reason := self._lobby.too_late(site):  # it said hello before the others
+            self._send(site, Aborted(reason=reason))
             return
         self._lobby.enter(site, join)
         self._observer(self._lobby.event(site))
@@ -212,8 +214,7 @@ class Run:
             self.over = True
         else:
             asked = self._asked = self._lobby.opener
-            layout = self._lobby.joined[asked].layout
-            self._intake.begin(INITIAL, [asked], layout, None)
+            self._intake.begin(INITIAL, [asked], self._lobby.joined[asked].layout, None)
             self._send(asked, Propose())
 
     def _offered(self, site: str, offer: Offer) -> None:
@@ -253,7 +254,7 @@ class Run:
     def _begin(self, parcel: Parcel, stream: bytes, layout: Layout) -> None:
         """Start from the weights of the site that was asked."""
         assert parcel.path is not None  # noqa: S101 - only a later one may be short
-        self._worker.small = parcel.offer.is_short
+        self._worker.small = parcel.offer.num_bytes <= SHORT_BYTES
         self._aggregator = Aggregator(
             self._plan, layout, self._strategy, self._folder, self._worker.each
         )
@@ -386,7 +387,7 @@ class Run:
         self._send(refusal.site, self._refused[refusal.site])
 
     def _leave(self, site: str, message: Leave) -> None:
-        if site in self._lobby.joined:
+        if site in self._lobby.present:
             self._final_metrics[site] = message.metrics
         self._send(site, Bye())
         self.site_left(site, message.reason, failed=message.failed)

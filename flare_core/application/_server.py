@@ -91,6 +91,7 @@ class Server:
         self._sessions: dict[str, _Session] = {}
         self._orders: deque[Callable[[], object]] = deque()
         self._name = secrets.token_hex(8)
+        self._spool_made = False
         temporary = Path(tempfile.gettempdir(), f"flare-{self._name}")
         self._spool = folder / "spool" if folder else temporary
         # what Python made of it may break rules that a file could not
@@ -120,6 +121,7 @@ class Server:
         """
         try:
             self._make_spool()
+            self._spool_made = True
             self._observer(RunOpened(self._plan, self.endpoint))
             self._serve()
             self._observer(RunEnded(self._run.result))
@@ -149,11 +151,16 @@ class Server:
         look_s = self._patience_s / _PINGS
         look_at = time.monotonic() + look_s
         while not self._run.over:
+            began = time.monotonic()
             received = self._router.receive(timeout_s=look_s)
             while self._orders:
                 self._orders.popleft()()
             if received is not None and not self._run.over:
                 self._handle(*received)
+            spent_s = time.monotonic() - began
+            if spent_s > 2 * look_s:  # it was this server that said nothing
+                for session in self._sessions.values():
+                    session.heard += spent_s
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + look_s
                 self._lose_the_silent()
@@ -181,7 +188,7 @@ class Server:
     def _greet(self, peer: bytes, hello: Hello) -> None:
         known = self._sessions.get(hello.site)
         returns = known is not None and known.token == hello.session
-        objection = "" if returns else self._objection(hello)
+        objection = "" if returns else self._objection(peer, hello)
         if objection:
             self._reply(peer, Aborted(reason=objection))
             return
@@ -191,7 +198,10 @@ class Server:
         self._sessions[hello.site] = _Session(hello.session, peer, time.monotonic())
         self._run.welcome(hello.site)
 
-    def _objection(self, hello: Hello) -> str:
+    def _objection(self, peer: bytes, hello: Hello) -> str:
+        other = self._sites.get(peer, hello.site)
+        if other != hello.site:
+            return f"this connection is that of site {other!r} already"
         if hello.run not in ("", self._name):
             return (
                 f"site {hello.site!r} takes part in run {hello.run}, and this server "
@@ -238,4 +248,5 @@ class Server:
             raise ConfigurationError(msg) from exc
 
     def _remove_spool(self) -> None:
-        shutil.rmtree(self._spool, ignore_errors=True)
+        if self._spool_made:  # else it is another server's
+            shutil.rmtree(self._spool, ignore_errors=True)

@@ -55,6 +55,7 @@ from flare_core.communication._safetensors import (
 from flare_core.communication._session import Session
 from flare_core.communication._streams import (
     CHUNK_BYTES,
+    SHORT_BYTES,
     WINDOW,
     Digest,
     Incoming,
@@ -66,6 +67,7 @@ __all__ = [
     "CHUNK_BYTES",
     "INITIAL",
     "PROTOCOL",
+    "SHORT_BYTES",
     "WINDOW",
     "Aborted",
     "Bye",

@@ -35,6 +35,8 @@ _RECONNECT_MAX_S = 15.0
 
 _Order: TypeAlias = Callable[[Session], None]
 _Outcome: TypeAlias = tuple[Arrived] | BaseException
+_Outcomes: TypeAlias = "queue.SimpleQueue[_Outcome]"
+"""Takes the one outcome of an order."""
 
 
 @final
@@ -64,10 +66,10 @@ class Courier:
         self._patience_s = patience_s
         self._session = Session(hello)
         self._socket = ZmqDealer(address, secured=secured)
-        self._orders: deque[_Order] = deque()
-        self._outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
+        self._orders: deque[tuple[_Order, _Outcomes]] = deque()
+        self._outcomes: _Outcomes | None = None
         self._early: _Outcome | None = None
-        self._awaited = self._closing = self._lost = False
+        self._closing = self._lost = False
         self._heard = self._spoke = self._connect_at = time.monotonic()
         self._backoff_s = _RECONNECT_S
         self._thread = threading.Thread(
@@ -116,9 +118,10 @@ class Courier:
         self._socket.close(abandon=abandon)
 
     def _do(self, order: _Order) -> Arrived:
-        self._orders.append(order)
+        outcomes: _Outcomes = queue.SimpleQueue()
+        self._orders.append((order, outcomes))
         self._socket.wake()
-        outcome = self._outcomes.get()
+        outcome = outcomes.get()
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome[0]
@@ -133,7 +136,7 @@ class Courier:
 
     def _step(self) -> None:
         while self._orders:
-            self._begin(self._orders.popleft())
+            self._begin(*self._orders.popleft())
         if not self._socket.connected:
             self._reconnect()
         while self._session.outbox:
@@ -147,8 +150,10 @@ class Courier:
         else:
             self._keep_alive()
 
-    def _begin(self, order: _Order) -> None:
-        self._awaited = True
+    def _begin(self, order: _Order, outcomes: _Outcomes) -> None:
+        if self._outcomes is not None:  # who waited was interrupted
+            self._session.give_up()
+        self._outcomes = outcomes
         if self._early is not None:
             early, self._early = self._early, None
             self._conclude(early)
@@ -168,11 +173,15 @@ class Courier:
 
     def _conclude(self, outcome: _Outcome) -> None:
         """Hand the outcome to who waits, or keep it for who asks next."""
-        if self._awaited:
-            self._awaited = False
-            self._outcomes.put(outcome)
-        else:
+        if self._outcomes is None:
             self._early = outcome
+        else:
+            self._outcomes.put(outcome)
+            self._outcomes = None
+
+    @property
+    def _awaited(self) -> bool:
+        return self._outcomes is not None
 
     def _disconnected(self) -> None:
         """Drop what is queued: a new connection begins with a hello."""

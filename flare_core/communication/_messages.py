@@ -40,7 +40,7 @@ from flare_core._model import Layout, TensorSpec
 from flare_core._plan import Plan, Schedule
 from flare_core._site import SiteName
 from flare_core.communication._safetensors import Frame
-from flare_core.communication._streams import CHUNK_BYTES
+from flare_core.communication._streams import CHUNK_BYTES, SHORT_BYTES
 
 PROTOCOL = 2
 """Raised with every change that an older peer would misread."""
@@ -50,6 +50,7 @@ INITIAL = -1
 NumBytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 StreamId: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 """Of an upload: random, its nonce.  Of a global model: the XXH3-128 of its bytes."""
+Short: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=SHORT_BYTES)]
 _CHUNK = struct.Struct("<c16sQ")
 _MARK = b"D"
 """No message begins so: each is a map of msgpack."""
@@ -117,7 +118,7 @@ class Offer(_Message, frozen=True):
     base: bytes = b""
     error: float = 0.0
     layout: Layout | None = None
-    short: bytes = b""
+    short: Short = b""
 
     @property
     def is_short(self) -> bool:
@@ -230,7 +231,7 @@ class Start(_Message, frozen=True):
     num_bytes: NumBytes
     final: bool = False
     delta: Delta | None = None
-    short: bytes = b""
+    short: Short = b""
 
 
 class Refused(_Message, frozen=True):

@@ -29,6 +29,7 @@ _MAX_HEADER_BYTES = 100_000_000
 """The limit that safetensors sets itself."""
 _ALIGNMENT = 8
 _METADATA = "__metadata__"
+_Extent: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,8 +42,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     dtype: str
-    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
-    data_offsets: tuple[int, int]
+    shape: Annotated[tuple[_Extent, ...], msgspec.Meta(max_length=64)]
+    data_offsets: tuple[_Extent, _Extent]
 
 
 def header(tensors: Iterable[TensorSpec]) -> bytes:

@@ -1,8 +1,8 @@
 """ZeroMQ sockets: a ROUTER at the server, a DEALER per site.
 
 The only file that imports `zmq`.  A socket is for one thread at a time; only `wake` may
-be called from another one.  No message is longer than a chunk, at either end: a peer
-that announces more is cut off before anything is allocated for it.
+be called from another one.  No frame is longer than a chunk, at either end: a peer that
+announces more is cut off before anything is allocated for it.
 """
 
 import socket

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from flare_core._errors import Refusal
 from flare_core._model import Layout, ModelState, TensorSpec, Update, all_finite
 
+_MOST_EXAMPLES = 2**53
 _SAME_MODEL = "do all sites run the same model, of the same version?"
 
 
@@ -68,11 +69,11 @@ def inadmissible(update: Update, layout: Layout) -> Refusal | None:
         update: What a site sent.
         layout: Layout of the global model.
     """
-    if update.num_examples < 1:
+    if not 1 <= update.num_examples < _MOST_EXAMPLES:
         return _update_refusal(
             update.site,
             "num_examples",
-            "at least 1",
+            "at least 1, and a number that float64 holds",
             str(update.num_examples),
             "a site with no data should not train",
         )
