@@ -70,12 +70,13 @@ def inadmissible(update: Update, layout: Layout) -> Refusal | None:
         layout: Layout of the global model.
     """
     if not 1 <= update.num_examples < _MOST_EXAMPLES:
+        few = update.num_examples < 1
         return _update_refusal(
             update.site,
             "num_examples",
-            "at least 1, and a number that float64 holds",
+            "at least 1" if few else f"less than {_MOST_EXAMPLES:,}",
             str(update.num_examples),
-            "a site with no data should not train",
+            "a site with no data should not train" if few else "is that a count?",
         )
     return unfit(update.site, update.weights, layout)
 

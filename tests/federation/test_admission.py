@@ -181,3 +181,13 @@ def test_no_metric_can_stop_the_server() -> None:
 
 def test_metrics_without_any_weight_are_no_number() -> None:
     assert math.isnan(weighted_mean({"a": {"loss": 1.0}}, {"a": 0})["loss"])
+
+
+def test_a_count_that_float64_does_not_hold_is_refused() -> None:
+    assert inadmissible(_update(MODEL, 2**53 - 1), MODEL.layout) is None
+
+    refusal = inadmissible(_update(MODEL, 2**53), MODEL.layout)
+
+    assert refusal is not None
+    assert refusal.what == "num_examples"
+    assert refusal.expected == "less than 9,007,199,254,740,992"
