@@ -26,7 +26,7 @@ from flare_core.communication import (
     scratch,
     write_file,
 )
-from flare_core.federation import Each, Fold, Part, Strategy, diverged, sums_bytes
+from flare_core.federation import Each, Fold, Part, Strategy, diverged
 
 
 @final
@@ -54,8 +54,9 @@ class Aggregator:
         self._whose = f"strategy {plan.strategy.name}"
         self._publisher = Publisher(layout, plan.encoding, folder)
         self._each = each
-        self._sums = scratch(folder, sums_bytes(layout))
-        self._fold = Fold(layout, self._sums)
+        self._folder = folder
+        self._sums: memoryview | None = None
+        self._fold = Fold(layout, self._memory)
 
     def first(self, path: Path, stream: bytes) -> Publication:
         """Publish the model that the run starts from.
@@ -87,8 +88,14 @@ class Aggregator:
         except _DivergedError as exc:
             return diverged(self._whose, exc.name)
         finally:
-            self._fold = Fold(self._layout, self._sums)
+            self._fold = Fold(self._layout, self._memory)
         return self._publisher.next(path, stream, before)
+
+    def _memory(self, num_bytes: int) -> memoryview:
+        """Return the memory of the sums, the same in every round."""
+        if self._sums is None:
+            self._sums = scratch(self._folder, num_bytes)
+        return self._sums
 
     def _frames(self, current: ModelState) -> Iterator[Frame]:
         yield header(self._layout.tensors)

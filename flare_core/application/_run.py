@@ -315,7 +315,8 @@ class Run:
             partial(sha256_of, model.model.path),
             partial(self._record, model, number, record),
         )
-        self._worker.do_aside(partial(sync, model.model.path))
+        if self._finished:
+            self._worker.do_aside(partial(sync, model.model.path))
         if before is not None:
             self._worker.do_aside(before.discard)
 

@@ -10,7 +10,7 @@ from flare_core.federation._admission import (
     unfit,
     weighted_mean,
 )
-from flare_core.federation._fold import Each, Fold, Part, sums_bytes
+from flare_core.federation._fold import Each, Fold, Part
 from flare_core.federation._round import Round
 from flare_core.federation._strategy import FedAvg, Strategy
 
@@ -27,7 +27,6 @@ __all__ = [
     "diverged",
     "inadmissible",
     "misfit",
-    "sums_bytes",
     "unfit",
     "weighted_mean",
 ]

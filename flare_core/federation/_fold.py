@@ -18,6 +18,8 @@ from flare_core._model import (
 
 PART_ELEMENTS = 1 << 17
 """Its sums fit the cache of a core."""
+_MOST_WAITING = 2
+"""Folded with the mean itself; more would make its pass longer than it need be."""
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -53,6 +55,10 @@ class Each(Protocol):
         ...
 
 
+def _fresh(num_bytes: int) -> memoryview:
+    return memoryview(bytearray(num_bytes))
+
+
 @final
 class Fold:
     r"""Federated averaging of models, folded in the caller's order.
@@ -65,9 +71,12 @@ class Fold:
     the maximum.  The parts are independent: how many are worked on at a time changes
     no bit.
 
+    The newest updates wait: they are added while the mean is taken, in one pass that
+    needs no memory for sums.
+
     Args:
         layout: Layout of the global model; every update must have it.
-        sums: Writable memory of `sums_bytes`; by default, fresh memory.
+        memory: Returns writable memory of so many bytes, whatever is in it.
 
     Attributes:
         batches: The elements of the model, in the order in which they travel, some at
@@ -75,30 +84,29 @@ class Fold:
         num_updates: Updates added.
     """
 
-    def __init__(self, layout: Layout, sums: memoryview | None = None) -> None:
+    def __init__(
+        self, layout: Layout, memory: Callable[[int], memoryview] = _fresh
+    ) -> None:
         self.batches = tuple(_batches(layout))
         self.num_updates = 0
-        self._num_examples = 0
-        memory = bytearray(sums_bytes(layout)) if sums is None else sums
-        self._sums = dict(_sums(layout, memoryview(memory)))
+        self._layout = layout
+        self._memory = memory
+        self._sums: dict[str, Array] = {}
+        self._folded = _Count()
+        self._waiting: list[tuple[ModelState, int]] = []
 
     def add(self, weights: ModelState, num_examples: int, each: Each = map) -> None:
         """Add one update.
 
         Args:
-            weights: With the fold's layout; not kept.
+            weights: With the fold's layout; kept, and not to be changed.
             num_examples: Its weight, at least 1.
             each: Applies a function to all batches.
         """
-
-        def add_batch(batch: Sequence[Part]) -> None:
-            for part in batch:
-                self._add(part, part.of(weights), num_examples)
-
-        for _ in each(add_batch, self.batches):
-            pass
-        self._num_examples += num_examples
+        self._waiting.append((weights, num_examples))
         self.num_updates += 1
+        if len(self._waiting) > _MOST_WAITING:
+            self._fold(*self._waiting.pop(0), each)
 
     def mean(self, part: Part) -> Array:
         """Return the mean of a part: in float64 or complex128, or a counter's type.
@@ -109,27 +117,62 @@ class Fold:
         if not self.num_updates:
             msg = "the mean of no update is undefined"
             raise ValueError(msg)
-        total = self._sums[part.spec.name][part.start : part.stop]
-        if part.spec.kind is TensorClass.COUNTER or self.num_updates == 1:
+        total, count = np.empty(part.stop - part.start, _sum_dtype(part.spec)), _Count()
+        if self._folded.updates:
+            total[...] = self._sums[part.spec.name][part.start : part.stop]
+            count = self._folded
+        for weights, num_examples in self._waiting:
+            _add(part, total, part.of(weights), count, num_examples)
+            count = count.plus(num_examples)
+        if part.spec.kind is TensorClass.COUNTER or count.updates == 1:
             return total
-        mean: Array = total / self._num_examples
-        return mean
+        total /= count.examples
+        return total
 
-    def _add(self, part: Part, values: Array, num_examples: int) -> None:
-        total = self._sums[part.spec.name][part.start : part.stop]
-        if self.num_updates == 0:
-            total[...] = values  # its weight waits for a second update
-        elif part.spec.kind is TensorClass.COUNTER:
-            np.maximum(total, values, out=total)
-        else:
-            if self.num_updates == 1:
-                total *= self._num_examples
-            wide = values.astype(total.dtype)
-            wide *= num_examples
-            total += wide
+    def _fold(self, weights: ModelState, num_examples: int, each: Each) -> None:
+        if not self._sums:
+            memory = self._memory(_sums_bytes(self._layout))
+            self._sums = dict(_sums(self._layout, memory))
+
+        def add_batch(batch: Sequence[Part]) -> None:
+            for part in batch:
+                total = self._sums[part.spec.name][part.start : part.stop]
+                _add(part, total, part.of(weights), self._folded, num_examples)
+
+        for _ in each(add_batch, self.batches):
+            pass
+        self._folded = self._folded.plus(num_examples)
 
 
-def sums_bytes(layout: Layout) -> int:
+@final
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """What is in a sum."""
+
+    updates: int = 0
+    examples: int = 0
+
+    def plus(self, num_examples: int) -> "_Count":
+        return _Count(self.updates + 1, self.examples + num_examples)
+
+
+def _add(
+    part: Part, total: Array, values: Array, count: _Count, num_examples: int
+) -> None:
+    """Add one more update to a sum of some elements."""
+    if count.updates == 0:
+        total[...] = values  # its weight waits for a second update
+    elif part.spec.kind is TensorClass.COUNTER:
+        np.maximum(total, values, out=total)
+    else:
+        if count.updates == 1:
+            total *= count.examples
+        wide = values.astype(total.dtype)
+        wide *= num_examples
+        total += wide
+
+
+def _sums_bytes(layout: Layout) -> int:
     """Return the memory that the sums of a model of this layout take."""
     return sum(spec.num_elements * _sum_dtype(spec).itemsize for spec in layout.tensors)
 
