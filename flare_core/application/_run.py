@@ -112,8 +112,8 @@ class Run:
         """Send the plan to a site."""
         self._welcomed.add(site)
         self._send(site, self._welcome)
-        if site in self._refused:  # it may have been lost with the connection
-            self._send(site, self._refused[site])
+        if refused := self._refused.get(site):  # it may have been lost on its way
+            self._send(site, refused)
 
     def receive(self, site: str, message: ToServer | Chunk) -> None:
         """Take a message of a site that has said hello."""
@@ -130,8 +130,8 @@ class Run:
                 self._join(site, message)
             case Leave():
                 self._leave(site, message)
-            case _:
-                pass  # the server's own business
+            case _:  # the server's own business
+                pass
         for other, want in self._intake.wants():
             self._send(other, want)
 
@@ -159,9 +159,8 @@ class Run:
             return
         for site in sorted(self._welcomed):  # it may still be loading its model
             self._send(site, Aborted(reason=reason))
-        self.result = msgspec.structs.replace(
-            self.result, error=reason, failed_site=failed_site
-        )
+        replace = msgspec.structs.replace
+        self.result = replace(self.result, error=reason, failed_site=failed_site)
         self.over = True
 
     def takes_part(self, site: str) -> bool:
@@ -384,8 +383,8 @@ class Run:
 
     def _refuse(self, refusal: Refusal) -> None:
         self._observer(SiteRefused(refusal))
-        self._refused[refusal.site] = Refused(refusal=refusal)
-        self._send(refusal.site, self._refused[refusal.site])
+        refused = self._refused[refusal.site] = Refused(refusal=refusal)
+        self._send(refusal.site, refused)
 
     def _leave(self, site: str, message: Leave) -> None:
         if site in self._lobby.present:

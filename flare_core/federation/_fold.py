@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
 
@@ -117,7 +117,8 @@ class Fold:
         if not self.num_updates:
             msg = "the mean of no update is undefined"
             raise ValueError(msg)
-        total, count = np.empty(part.stop - part.start, _sum_dtype(part.spec)), _Count()
+        total: Array = np.empty(part.stop - part.start, _sum_dtype(part.spec))
+        count = _Count()
         if self._folded.updates:
             total[...] = self._sums[part.spec.name][part.start : part.stop]
             count = self._folded
@@ -187,7 +188,7 @@ def _sums(layout: Layout, memory: memoryview) -> Iterator[tuple[str, Array]]:
         offset = end
 
 
-def _sum_dtype(spec: TensorSpec) -> "np.dtype[np.generic]":
+def _sum_dtype(spec: TensorSpec) -> np.dtype[Any]:
     dtype = DTYPES[spec.dtype]
     return dtype if spec.kind is TensorClass.COUNTER else accumulator_dtype(dtype)
 
