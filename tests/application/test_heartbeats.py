@@ -9,7 +9,7 @@ from flare_core.communication import Join
 from site_scripts import WAIT_S, Local, Stranger, Watch, add, hello, model, plan, play
 from support import RunServer, SiteFile
 
-_PATIENCE_S = 1.0
+_PATIENCE_S = 2.0
 
 
 def test_a_site_that_says_nothing_any_more_is_given_up_and_the_run_goes_on(
@@ -26,7 +26,7 @@ def test_a_site_that_says_nothing_any_more_is_given_up_and_the_run_goes_on(
 
         left = watch.until(SiteLeft)
 
-    assert (left.site, left.reason) == ("b", "nothing was heard of it for 1 s")
+    assert (left.site, left.reason) == ("b", "nothing was heard of it for 2 s")
     assert a.result(WAIT_S)["w"].tolist() == [2]
     assert server.result().error == ""
 

@@ -147,9 +147,9 @@ def test_a_server_that_was_held_up_itself_gives_nobody_up(
     def slow(event: Event) -> None:
         if isinstance(event, Updated) and not held_up.is_set():
             held_up.set()
-            threading.Event().wait(1.5)  # as a stalled disk, or a laptop's sleep
+            threading.Event().wait(3)  # as a stalled disk, or a laptop's sleep
 
-    server = run_server(plan(rounds=3), observer=slow, patience_s=1)
+    server = run_server(plan(rounds=3), observer=slow, patience_s=2)
     sites = [
         pool.submit(play, site_file(name, server.endpoint), model(1), add(1))
         for name in "ab"
