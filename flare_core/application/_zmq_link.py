@@ -4,6 +4,8 @@ import logging
 import secrets
 from typing import TypeVar, final
 
+import xxhash
+
 from flare_core._errors import (
     FlareError,
     PreflightPassed,
@@ -190,14 +192,21 @@ class ZmqLink:
             mirror.write(0, [start.short])
             return mirror.file
         delta = self._edge.short_cut(start)
-        if delta is None:
-            return self._stream(start.stream, mirror) or mirror.file
-        encoded = self._mirrors.take(delta.num_bytes)
-        bad_news = self._stream(delta.stream, encoded)
-        if bad_news is not None:
-            return bad_news
-        mirror.write_all(self._edge.decoded(encoded.file))
-        return mirror.file
+        if delta is not None:
+            encoded = self._mirrors.take(delta.num_bytes)
+            bad_news = self._stream(delta.stream, encoded)
+            if bad_news is not None:
+                return bad_news
+            mirror.write_all(self._edge.decoded(encoded.file))
+            if xxhash.xxh3_128(mirror.file).digest() == start.stream:
+                return mirror.file
+            _log.warning(
+                "site %r: the delta of round %d gave another model than the server's; "
+                "fetching the whole one",
+                self._site.name,
+                start.round_number,
+            )
+        return self._stream(start.stream, mirror) or mirror.file
 
     def _stream(self, stream: bytes, mirror: Mirror) -> ToSite | None:
         incoming = Incoming(len(mirror.file), mirror.write)
