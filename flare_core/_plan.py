@@ -1,7 +1,7 @@
 """The plan of a run: the server's word on rounds, schedule, strategy and selection."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast, get_args, get_origin
 
 import msgspec
 
@@ -182,11 +182,32 @@ def plan_from(tree: object, *, source: str) -> Plan:
     try:
         return msgspec.convert(tree, Plan)
     except msgspec.ValidationError as exc:
-        known = (
-            f"; a plan has {', '.join(_keys(Plan))}" if "unknown" in str(exc) else ""
-        )
-        msg = f"{source}: {exc}{known}"
+        msg = f"{source}: {exc}{_possible(str(exc))}"
         raise ConfigurationError(msg) from None
+
+
+def _possible(complaint: str) -> str:
+    """Return what could have stood there, where that is a short list."""
+    if "unknown" in complaint:
+        return f"; a plan has {', '.join(_keys(Plan))}"
+    words = _words(Plan)
+    for key, values in words.items():
+        if "enum" in complaint and f"`$.{key}`" in complaint:
+            return f"; possible are {', '.join(values)}"
+    return ""
+
+
+def _words(table: type[msgspec.Struct], prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """Return the words that may stand at each key that takes certain words only."""
+    found: dict[str, tuple[str, ...]] = {}
+    for field in msgspec.structs.fields(table):
+        kind = cast("object", field.type)
+        if isinstance(kind, type) and issubclass(kind, _Settings):
+            found |= _words(kind, f"{prefix}{field.name}.")
+        for choice in cast("tuple[object, ...]", (kind, *get_args(kind))):
+            if get_origin(choice) is Literal:
+                found[f"{prefix}{field.name}"] = get_args(choice)
+    return found
 
 
 def _keys(table: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:

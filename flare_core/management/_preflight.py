@@ -10,7 +10,8 @@ from rich.text import Text
 
 from flare_core._errors import Refusal
 from flare_core._model import Layout, TensorSpec
-from flare_core.application import Event, SiteJoined, SiteRefused
+from flare_core._plan import Encoding
+from flare_core.application import Event, RunOpened, SiteJoined, SiteRefused
 from flare_core.management._wording import bytes_text, counted
 
 _MOST_ROWS = 40
@@ -25,15 +26,19 @@ class Preflight:
     Attributes:
         joined: What each said, by site.
         refusals: What does not fit.
+        encoding: How models would travel.
     """
 
     def __init__(self) -> None:
         self.joined: dict[str, SiteJoined] = {}
         self.refusals: list[Refusal] = []
+        self.encoding = Encoding()
 
     def __call__(self, event: Event) -> None:
         """Keep a site's word, or what is wrong with it."""
-        if isinstance(event, SiteJoined):
+        if isinstance(event, RunOpened):
+            self.encoding = event.plan.encoding
+        elif isinstance(event, SiteJoined):
             self.joined[event.site] = event
         elif isinstance(event, SiteRefused):
             self.refusals.append(event.refusal)
@@ -48,8 +53,20 @@ def report(preflight: Preflight) -> Iterator[RenderableType]:
     yield _tensors_table(first.layout, first.site)
     size = bytes_text(first.layout.num_bytes)
     yield Text(f"per round and site: {size} down, {size} up, and a small header")
+    yield from _encoded(preflight.encoding)
     yield Text(f"stays at the site: {_stays(first.stays)}")
     yield _sites_table(list(joined.values()))
+
+
+def _encoded(encoding: Encoding) -> Iterator[Text]:
+    """Yield what the plan does to these sizes, if it does something."""
+    ways = {
+        "updates": encoding.up,
+        "global models after the first": encoding.down,
+    }
+    said = [f"{what} as {name}" for what, name in ways.items() if name != "none"]
+    if said:
+        yield Text(f"the plan sends less than that: {', '.join(said)}")
 
 
 def _tensors_table(layout: Layout, site: str) -> Table:

@@ -45,6 +45,16 @@ def test_names_the_tensor_and_both_shapes_where_models_differ(
     assert "agree" not in done.stdout
 
 
+def test_says_what_the_plan_encodes(flare: Flare, script: WriteScript) -> None:
+    plain = flare("check", script(LEARNS), "--sites", "2")
+    encoded = flare(
+        "check", script(LEARNS), "--sites", "2", "--set", "encoding.up=int8"
+    )
+
+    assert "sends less" not in plain.stdout
+    assert "the plan sends less than that: updates as int8\n" in encoded.stdout
+
+
 def test_abbreviates_a_long_list_of_tensors(flare: Flare, script: WriteScript) -> None:
     body = "flare.join({f't{i:03}': np.zeros(2) for i in range(100)})\n"
 
