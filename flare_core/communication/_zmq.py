@@ -195,7 +195,7 @@ class ZmqDealer:
 
     @property
     def broken(self) -> bool:
-        """Whether a connection was there and is lost."""
+        """Whether the connection is lost; known once all it brought was received."""
         return self._line is not None and self._line.broken
 
     def receive(self, *, timeout_s: float | None = None) -> list[Frame] | None:
@@ -277,10 +277,7 @@ class _Line:
             self, self._context, self._socket, self._monitor
         )
         self._poller = _poller(self._socket, waker, self._monitor)
-
-    @property
-    def broken(self) -> bool:
-        return bool(self._monitor.poll(0))
+        self.broken = False
 
     def receive(self, timeout_s: float | None) -> list[Frame] | None:
         received = _received(self._socket)
@@ -288,7 +285,8 @@ class _Line:
             events = dict(self._poller.poll(_milliseconds(timeout_s)))
             if self._waker.fileno() in events:
                 self._waker.clear()
-            received = _received(self._socket)
+            self.broken = self._monitor in events
+            received = _received(self._socket)  # before the word of the break
         return received
 
     def send(self, frames: Sequence[Frame]) -> None:

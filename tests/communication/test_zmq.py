@@ -170,6 +170,23 @@ def test_a_broken_connection_is_noticed_and_a_new_one_can_be_made(
         site.close()
 
 
+def test_the_last_word_of_a_server_is_heard_before_the_break() -> None:
+    with ZmqRouter(ANY_PORT) as server:
+        site = ZmqDealer(server.endpoint)
+        site.send([b"hello"])
+        received = server.receive(timeout_s=5)
+        assert received is not None
+        site.wake()
+        assert site.receive(timeout_s=5) is None
+        server.send(received[0], [b"the last word"])
+
+    assert not any(site.broken for _ in range(10_000))  # while both arrive
+    assert site.receive(timeout_s=5) == [b"the last word"]
+    assert site.receive(timeout_s=5) is None
+    assert site.broken
+    site.close()
+
+
 def test_garbage_bytes_are_no_message() -> None:
     with ZmqRouter(ANY_PORT) as server:
         port = int(server.endpoint.rpartition(":")[2])
