@@ -60,13 +60,14 @@ def main(json_file: JsonFile = None, *, quick: Quick = False) -> None:
 def _measure(report: Report, megabytes: int, repetitions: int) -> None:
     size = f"{megabytes} MB"
     timed: dict[tuple[str, str], list[_Timed]] = defaultdict(list)
-    with ExitStack() as stack:
-        ways = {
-            name: stack.enter_context(_pair(*where)) for name, where in _WAYS.items()
-        }
-        for repetition in range(repetitions + 1):
-            for name, transfer in ways.items():
-                for verb in ("upload", "download"):
+    for verb in ("upload", "download"):  # a process that does both holds more
+        with ExitStack() as stack:
+            ways = {
+                name: stack.enter_context(_pair(*where))
+                for name, where in _WAYS.items()
+            }
+            for repetition in range(repetitions + 1):
+                for name, transfer in ways.items():
                     one = transfer(verb, megabytes * _MB)
                     if repetition:  # the first one's memory is used again
                         timed[verb, name].append(one)

@@ -34,6 +34,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         folder: Where it keeps its record; by default that of the site file.
         patience_s: Seconds to wait for a silent server before giving up.
         link: How the server is spoken to: a name in ``flare_core.links``.
+        spool: The server's spool, if the site runs on the server's machine and may
+            share it: models are then files there, and do not travel.
     """
 
     name: SiteName
@@ -43,6 +45,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     folder: str = ""
     patience_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     link: str = "zmq"
+    spool: str = ""
 
     @property
     def federated(self) -> bool:

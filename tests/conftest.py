@@ -35,6 +35,7 @@ def run_server() -> Iterator[RunServer]:
             folder: Path | None = None,
             patience_s: float = PATIENCE_S,
             num_threads: int | None = None,
+            share_spool: bool = False,
         ) -> RunningServer:
             server = RunningServer(
                 plan,
@@ -43,6 +44,7 @@ def run_server() -> Iterator[RunServer]:
                 folder=folder,
                 patience_s=patience_s,
                 num_threads=num_threads,
+                share_spool=share_spool,
             )
             return running.enter_context(closing(server))
 
@@ -60,6 +62,7 @@ def site_file(tmp_path: Path) -> SiteFile:
         count: int = 1,
         *,
         patience_s: float = PATIENCE_S,
+        spool: Path | None = None,
     ) -> Path:
         settings = {
             "name": name,
@@ -67,6 +70,7 @@ def site_file(tmp_path: Path) -> SiteFile:
             "index": index,
             "count": count,
             "patience_s": patience_s,
+            "spool": str(spool or ""),
         }
         path = tmp_path / f"{name}.toml"
         path.write_text(tomli_w.dumps(settings), encoding="utf-8")

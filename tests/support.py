@@ -32,6 +32,7 @@ class RunningServer:
         folder: Path | None,
         patience_s: float,
         num_threads: int | None,
+        share_spool: bool,
     ) -> None:
         self.events: list[Event] = []
         self._observer = observer
@@ -42,6 +43,7 @@ class RunningServer:
             preflight=preflight,
             patience_s=patience_s,
             num_threads=num_threads,
+            share_spool=share_spool,
         )
         self.endpoint: str = self.server.endpoint
         self._ended: Future[Result] = Future()
@@ -82,6 +84,7 @@ class RunServer(Protocol):
         folder: Path | None = None,
         patience_s: float = PATIENCE_S,
         num_threads: int | None = None,
+        share_spool: bool = False,
     ) -> RunningServer: ...
 
 
@@ -96,4 +99,5 @@ class SiteFile(Protocol):
         count: int = 1,
         *,
         patience_s: float = PATIENCE_S,
+        spool: Path | None = None,
     ) -> Path: ...

@@ -18,6 +18,7 @@ from flare_core._model import (
 )
 from flare_core._plan import Plan
 from flare_core.application._publication import Publication, Publisher
+from flare_core.application._spool import Spool
 from flare_core.communication import (
     Frame,
     body,
@@ -37,7 +38,7 @@ class Aggregator:
         plan: Names the strategy and the encoding.
         layout: Of the global model.
         strategy: Moves the model, by the mean of the updates.
-        folder: For the sums and the models.
+        spool: For the sums and the models.
         each: Shares the parts among the cores.
     """
 
@@ -46,15 +47,15 @@ class Aggregator:
         plan: Plan,
         layout: Layout,
         strategy: Strategy,
-        folder: Path,
+        spool: Spool,
         each: Each,
     ) -> None:
         self._layout = layout
         self._strategy = strategy
         self._whose = f"strategy {plan.strategy.name}"
-        self._publisher = Publisher(layout, plan.encoding, folder)
+        self._publisher = Publisher(layout, plan.encoding, spool.folder)
         self._each = each
-        self._folder = folder
+        self._spool = spool
         self._sums: memoryview | None = None
         self._fold = Fold(layout, self._memory)
 
@@ -81,7 +82,7 @@ class Aggregator:
         Returns:
             The model; or what is wrong with it, if the strategy made it infinite.
         """
-        path = self._publisher.path(number)
+        path = self._spool.model(number)
         frames = self._frames(before.weights)
         try:
             stream = write_file(path, file_bytes(self._layout), frames)
@@ -94,7 +95,7 @@ class Aggregator:
     def _memory(self, num_bytes: int) -> memoryview:
         """Return the memory of the sums, the same in every round."""
         if self._sums is None:
-            self._sums = scratch(self._folder, num_bytes)
+            self._sums = scratch(self._spool.folder, num_bytes)
         return self._sums
 
     def _frames(self, current: ModelState) -> Iterator[Frame]:

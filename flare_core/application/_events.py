@@ -47,7 +47,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         bytes_up: Bytes of updates received.
         error_down: Relative error that the encoding of the next global model made.
         seconds: Wall time of the round.
-        sha256: Of the global model that came out, as a safetensors file.
+        blake3: Of the global model that came out, as a safetensors file.
     """
 
     round: int
@@ -59,7 +59,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     bytes_up: int
     error_down: float
     seconds: float
-    sha256: str
+    blake3: str
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +67,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         rounds: Rounds played.
-        sha256: Of the last global model; empty if there is none.
+        blake3: Of the last global model; empty if there is none.
         metrics: Of the final model: mean over the sites, weighted as in the last round.
         sites: Each site's metrics of the final model.
         error: Why it ended early; empty if it did not.
@@ -75,7 +75,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     rounds: int = 0
-    sha256: str = ""
+    blake3: str = ""
     metrics: Metrics = {}
     sites: Mapping[str, Metrics] = {}
     error: str = ""
@@ -113,14 +113,14 @@ class Published:
         round_number: The round that starts from it, or the number of rounds played.
         path: A safetensors file; link or copy it, it is removed with the next one.
         weights: What is in it, mapped; valid even when the file is gone.
-        sha256: Of the file, in hexadecimal.
+        blake3: Hash of the file, in hexadecimal.
         final: Whether it is the last one.
     """
 
     round_number: int
     path: Path
     weights: ModelState
-    sha256: str
+    blake3: str
     final: bool
 
 

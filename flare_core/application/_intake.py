@@ -8,6 +8,7 @@ from typing import TypeAlias, final
 from flare_core._errors import ProtocolError, Refusal
 from flare_core._model import Layout, ModelState, Update
 from flare_core.application._publication import Publication
+from flare_core.application._spool import Spool
 from flare_core.communication import (
     INITIAL,
     Chunk,
@@ -40,12 +41,14 @@ class Intake:
 
     Args:
         encoding: How updates travel.
-        folder: For what is received.
+        spool: For what is received.
+        share: Whether sites may put it there themselves.
     """
 
-    def __init__(self, encoding: str, folder: Path) -> None:
+    def __init__(self, encoding: str, spool: Spool, *, share: bool) -> None:
         self._encoding = encoding
-        self._folder = folder
+        self._spool = spool
+        self._share = share
         self._mailbox = Mailbox()
         self._awaited: set[str] = set()
         self._round_number = INITIAL
@@ -86,6 +89,15 @@ class Intake:
         if refusal is None:
             self._mailbox.open(site, offer, self._path(site, offer))
         return refusal
+
+    def spooled(self, site: str, offer: Offer) -> Parcel | Refusal:
+        """Return what a site has put into the spool itself; or why it will not do."""
+        path = self._path(site, offer)
+        refusal = self._ill_offered(site, offer) or self._ill_spooled(site, offer, path)
+        if refusal is not None:
+            return refusal
+        self._awaited.discard(site)
+        return self._mailbox.spooled(site, offer, path)
 
     def take(self, site: str, chunk: Chunk) -> Refusal | None:
         """Take a chunk; return what is wrong with it."""
@@ -146,18 +158,27 @@ class Intake:
             return _refusal(site, f"at most {most:,} bytes", got)
         return None
 
-    def _path(self, site: str, offer: Offer) -> Path | None:
-        """Return the file for weights; that of a short update would take longer.
+    def _ill_spooled(
+        self, site: str, offer: Offer, path: Path | None
+    ) -> Refusal | None:
+        if path is None or not self._share:
+            return _refusal(site, "a stream of bytes", "a file that it says to share")
+        try:
+            size = path.stat().st_size
+        except OSError as exc:
+            return _refusal(site, f"the file {path}", f"{exc.strerror}")
+        if size != offer.num_bytes:
+            expected = f"{offer.num_bytes:,} bytes in {path}"
+            return _refusal(site, expected, f"{size:,} bytes")
+        return None
 
-        A site has the same file in every round: when it sends the next update, the one
-        before is folded, and nobody looks at it any more.
-        """
+    def _path(self, site: str, offer: Offer) -> Path | None:
+        """Return the file for weights; that of a short update would take longer."""
         if self._base is None:
-            return self._folder / "initial.safetensors"
+            return self._spool.model(INITIAL + 1)
         if offer.is_short:
             return None
-        suffix = "safetensors" if self._encoded == "none" else "encoded"
-        return self._folder / "updates" / f"{site}.{suffix}"
+        return self._spool.update(site, encoded=self._encoded != "none")
 
 
 def _inspect(

@@ -1,6 +1,5 @@
 """A site's own record of every tensor that left it."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import final
 
 import msgspec
+from blake3 import blake3
 
 from flare_core._errors import ConfigurationError
 from flare_core._model import Layout
@@ -27,7 +27,7 @@ class ManifestEntry(msgspec.Struct, frozen=True, kw_only=True):
         dtype: Its type's code in safetensors.
         shape: Its extent.
         bytes: Its size on the wire.
-        sha256: Of its bytes on the wire, in hexadecimal.
+        blake3: Of its bytes on the wire, in hexadecimal.
     """
 
     round: int
@@ -35,7 +35,7 @@ class ManifestEntry(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     shape: tuple[int, ...]
     bytes: int
-    sha256: str
+    blake3: str
 
 
 @final
@@ -62,7 +62,7 @@ class Manifest:
         Raises:
             ConfigurationError: If the file cannot be written; then nothing may leave.
         """
-        sha256 = _digests(bodies)
+        digests = _digests(bodies)
         lines = msgspec.json.Encoder().encode_lines(
             [
                 ManifestEntry(
@@ -71,7 +71,7 @@ class Manifest:
                     dtype=spec.dtype,
                     shape=spec.shape,
                     bytes=len(bodies[spec.name]),
-                    sha256=sha256[spec.name],
+                    blake3=digests[spec.name],
                 )
                 for spec in layout.tensors
             ]
@@ -86,12 +86,12 @@ class Manifest:
 
 
 def _digests(bodies: Mapping[str, Frame]) -> dict[str, str]:
-    """Return the SHA-256 of each, on all cores: it takes longer than to send them."""
+    """Return the BLAKE3 of each, on all cores: it takes longer than to send them."""
     if sum(len(body) for body in bodies.values()) < _WORTH_A_THREAD:
-        return {name: _sha256(body) for name, body in bodies.items()}
+        return {name: _digest(body) for name, body in bodies.items()}
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
-        return dict(zip(bodies, pool.map(_sha256, bodies.values()), strict=True))
+        return dict(zip(bodies, pool.map(_digest, bodies.values()), strict=True))
 
 
-def _sha256(body: Frame) -> str:
-    return hashlib.sha256(body).hexdigest()
+def _digest(body: Frame) -> str:
+    return blake3(body).hexdigest()

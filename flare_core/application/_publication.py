@@ -1,11 +1,12 @@
 """A global model as the server holds it: files, mapped, the same bytes for all."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
+
+from blake3 import blake3
 
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Encoding
@@ -79,6 +80,11 @@ class Publication:
     base: bytes = b""
     error: float = 0.0
 
+    @property
+    def wire_bytes(self) -> int:
+        """What a site takes of it that has the model before."""
+        return (self.delta or self.model).num_bytes
+
     def start(self, round_number: int, *, final: bool) -> Start:
         """Return the message that tells of it."""
         delta = self.delta and Delta(
@@ -117,17 +123,13 @@ class Publisher:
     Args:
         layout: Of the global model.
         encoding: The plan's word.
-        folder: For the files.
+        folder: For what is underway.
     """
 
     def __init__(self, layout: Layout, encoding: Encoding, folder: Path) -> None:
         self._layout = layout
         self._encoding = encoding.down
         self._folder = folder
-
-    def path(self, number: int) -> Path:
-        """Return the file for a global model."""
-        return self._folder / f"global-{number}.safetensors"
 
     def first(self, path: Path, stream: bytes) -> Publication:
         """Publish the model that the run starts from, as it is."""
@@ -162,10 +164,9 @@ class Publisher:
         return unpack(file.contents, classes=self._layout.classes)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def blake3_of(path: Path) -> str:
+    """Return the BLAKE3 of a file, in hexadecimal."""
+    return blake3().update_mmap(path).hexdigest()
 
 
 def sync(path: Path) -> None:

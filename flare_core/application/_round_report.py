@@ -67,7 +67,7 @@ class RoundReport:
             bytes_up=sum(report.bytes_up for report in sites.values()),
             error_down=error_down,
             seconds=self._seconds(),
-            sha256="",
+            blake3="",
         )
 
     def _seconds(self) -> float:

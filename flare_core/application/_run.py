@@ -1,10 +1,9 @@
 """One run as the server sees it: gathering, opening, playing, parting."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import TypeAlias, final
+from typing import final
 
 import msgspec
 
@@ -12,6 +11,7 @@ from flare_core._errors import Refusal
 from flare_core._model import Layout, Metrics, ModelState
 from flare_core._plugins import plugin
 from flare_core.application._aggregator import Aggregator
+from flare_core.application._distribution import Distribution, Send
 from flare_core.application._events import (
     Observer,
     Published,
@@ -24,8 +24,9 @@ from flare_core.application._events import (
 )
 from flare_core.application._intake import Intake
 from flare_core.application._lobby import Lobby
-from flare_core.application._publication import Publication, sha256_of, sync
+from flare_core.application._publication import Publication, blake3_of, sync
 from flare_core.application._round_report import RoundReport, parting
+from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     INITIAL,
@@ -44,15 +45,12 @@ from flare_core.communication import (
     Propose,
     Refused,
     ToServer,
-    ToSite,
     Want,
     Welcome,
 )
 from flare_core.federation import Round, Strategy
 
 _log = logging.getLogger(__name__)
-Send: TypeAlias = Callable[[str, ToSite | Chunk], None]
-"""Sends a message to a site."""
 
 
 @final
@@ -61,7 +59,8 @@ class Run:
 
     Args:
         welcome: What a site is told when it says hello; its plan is played.
-        folder: For what is underway; must exist.
+        spool: For what is underway; its folder must exist.
+        share: Whether sites on this machine may put their updates there themselves.
         send: How to answer a site.
         worker: Works on models meanwhile.
         observer: Told of everything that happens.
@@ -72,7 +71,8 @@ class Run:
         self,
         welcome: Welcome,
         *,
-        folder: Path,
+        spool: Spool,
+        share: bool,
         send: Send,
         worker: Worker,
         observer: Observer,
@@ -80,7 +80,7 @@ class Run:
     ) -> None:
         plan = self._plan = welcome.plan
         self._welcome = welcome
-        self._folder = folder
+        self._spool = spool
         self._send = send
         self._worker = worker
         self._observer = observer
@@ -91,11 +91,12 @@ class Run:
         self._welcomed: set[str] = set()
         self._refused: dict[str, Refused] = {}
         self._lobby = Lobby(plan)
-        self._intake = Intake(plan.encoding.up, folder)
+        self._intake = Intake(plan.encoding.up, spool, share=share)
         self._asked: str | None = None
         self._round: Round | None = None
         self._report = RoundReport(0)
         self._model: Publication | None = None
+        self._distribution: Distribution | None = None
         self._aggregator: Aggregator | None = None
         self._updates: dict[str, ModelState] = {}
         self._complete = False
@@ -195,8 +196,8 @@ class Run:
 
     def _say_again(self, site: str) -> None:
         """Answer a site that lost its connection, and perhaps an answer with it."""
-        if self._model is not None:
-            self._send_start(site, self._model)
+        if self._distribution is not None:
+            self._distribution.announce(site)
         elif site == self._asked:
             self._send(site, Propose())
 
@@ -219,23 +220,29 @@ class Run:
     def _offered(self, site: str, offer: Offer) -> None:
         if self._intake.has(site, offer):
             self._send(site, Committed(stream=offer.stream))
-            if self._model is not None and self._number > offer.round_number:
-                self._send_start(site, self._model)
+            if self._distribution is not None and self._number > offer.round_number:
+                self._distribution.announce(site)
         elif not self._intake.awaits(site, offer):
             _log.info("ignored an update of site %r that nobody waits for", site)
+        elif offer.spooled:
+            self._arrived(self._intake.spooled(site, offer), offer.spooled)
         else:
             self._reject(self._intake.open(site, offer))
 
     def _commit(self, site: str, commit: Commit) -> None:
         parcel = self._intake.commit(site, commit)
+        if parcel is not None:
+            self._arrived(parcel, commit.digest)
+
+    def _arrived(self, parcel: Parcel | Refusal, digest: bytes) -> None:
+        """An update has arrived whole, or never will: have it looked at."""
         if isinstance(parcel, Refusal):
             self._reject(parcel)
-        elif parcel is not None:
-            self._send(site, Committed(stream=commit.stream))
-            self._worker.do(
-                self._intake.inspection(parcel),
-                partial(self._inspected, parcel, commit.digest),
-            )
+            return
+        self._send(parcel.site, Committed(stream=parcel.offer.stream))
+        self._worker.do(
+            self._intake.inspection(parcel), partial(self._inspected, parcel, digest)
+        )
 
     def _inspected(
         self, parcel: Parcel, stream: bytes, weights: ModelState | Refusal
@@ -255,7 +262,7 @@ class Run:
         assert parcel.path is not None  # noqa: S101 - only a later one may be short
         self._worker.small = parcel.offer.num_bytes <= SHORT_BYTES
         self._aggregator = Aggregator(
-            self._plan, layout, self._strategy, self._folder, self._worker.each
+            self._plan, layout, self._strategy, self._spool, self._worker.each
         )
         self._open_round(self._aggregator.first(parcel.path, stream), 0)
 
@@ -266,6 +273,8 @@ class Run:
         if current is None or not current.receive(site, number, offer.num_examples):
             _log.info("ignored a late update of site %r", site)
             return
+        if offer.spooled and self._distribution is not None:
+            self._distribution.shared(site)
         report = self._report.received(site, offer)
         self._observer(Updated(site, current.number, report))
         self._updates[site] = weights
@@ -308,10 +317,13 @@ class Run:
         self._round = Round(number, self._lobby.present, quorum=least)
         cohort = () if self._finished else self._round.cohort
         self._intake.begin(number, cohort, model.weights.layout, model)
+        self._distribution = Distribution(
+            model, number, final=self._finished, send=self._send, report=self._report
+        )
         for site in sorted(self._lobby.present):
-            self._send_start(site, model)
+            self._distribution.announce(site)
         self._worker.do(
-            partial(sha256_of, model.model.path),
+            partial(blake3_of, model.model.path),
             partial(self._record, model, number, record),
         )
         if self._finished:
@@ -320,39 +332,27 @@ class Run:
             self._worker.do_aside(before.discard)
 
     def _record(
-        self, model: Publication, number: int, record: RoundRecord | None, sha256: str
+        self, model: Publication, number: int, record: RoundRecord | None, blake3: str
     ) -> None:
         """A global model is out, and the round that it came out of is over."""
         if self.over:
             return
-        self.result = Result(rounds=number, sha256=sha256)
+        self.result = Result(rounds=number, blake3=blake3)
         final = number == self._plan.rounds
         self._observer(
-            Published(number, model.model.path, model.weights, sha256, final)
+            Published(number, model.model.path, model.weights, blake3, final)
         )
         if record is not None:
-            played = msgspec.structs.replace(record, sha256=sha256)
+            played = msgspec.structs.replace(record, blake3=blake3)
             self._observer(RoundPlayed(played))
         self._end_when_all_left()
 
-    def _send_start(self, site: str, model: Publication) -> None:
-        start = model.start(self._number, final=self._finished)
-        self._report.sent(site, len(start.short))
-        self._send(site, start)
-
     def _serve(self, site: str, want: Want) -> None:
         """Send what a site asks for of the global model."""
-        model = self._model
-        if model is None or site not in self._lobby.present:
+        if self._distribution is None or site not in self._lobby.present:
             _log.info("ignored that site %r wants a model", site)
-            return
-        chunks = model.chunks(want)
-        if chunks is None:  # it was slow, and the round went on
-            self._send_start(site, model)
-            return
-        for chunk in chunks:
-            self._report.sent(site, sum(len(frame) for frame in chunk.frames))
-            self._send(site, chunk)
+        else:
+            self._distribution.serve(site, want)
 
     def _reject(self, refusal: Refusal | None) -> None:
         """Refuse what a site sent, if it is wrong, and go on without the site."""

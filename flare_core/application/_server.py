@@ -19,6 +19,7 @@ from flare_core._errors import ConfigurationError, ProtocolError
 from flare_core._plan import Plan, plan_from
 from flare_core.application._events import Observer, Result, RunEnded, RunOpened
 from flare_core.application._run import Run
+from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     Aborted,
@@ -67,6 +68,8 @@ class Server:
         patience_s: Seconds without a word after which a site is given up; however long
             it trains, it says something four times as often.
         num_threads: Cores to average on; by default up to four of the machine's.
+        share_spool: Whether sites on this machine may put their updates into that
+            folder themselves, as their site files say; they must be trusted with it.
 
     Raises:
         ConfigurationError: If the plan breaks a rule or names a strategy that is not
@@ -83,6 +86,7 @@ class Server:
         preflight: bool = False,
         patience_s: float = 60.0,
         num_threads: int | None = None,
+        share_spool: bool = False,
     ) -> None:
         self._observer = observer
         self._patience_s = patience_s
@@ -100,13 +104,19 @@ class Server:
         ping_s = patience_s / _PINGS
         self._run = Run(
             Welcome(plan=self._plan, run=self._name, ping_s=ping_s),
-            folder=self._spool,
+            spool=Spool(self._spool),
+            share=share_spool,
             send=self._send,
             worker=self._worker,
             observer=observer,
             preflight=preflight,
         )
         self._router = ZmqRouter(address)
+
+    @property
+    def spool(self) -> Path:
+        """The folder for updates and models; it is there while the run is played."""
+        return self._spool
 
     @property
     def endpoint(self) -> str:

@@ -2,8 +2,11 @@
 
 import logging
 import secrets
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar, final
 
+import msgspec
 import xxhash
 
 from flare_core._errors import (
@@ -27,12 +30,15 @@ from flare_core.application._edge import Edge
 from flare_core.application._link import Proposal
 from flare_core.application._manifest import Manifest
 from flare_core.application._mirror import Mirror, Mirrors
+from flare_core.application._spool import Spool
 from flare_core.communication import (
     INITIAL,
+    SHORT_BYTES,
     Aborted,
     Bye,
     Checked,
     Courier,
+    Frame,
     Hello,
     Incoming,
     Join,
@@ -43,6 +49,9 @@ from flare_core.communication import (
     Start,
     ToSite,
     Welcome,
+    file_bytes,
+    fill_file,
+    mapped,
     unpack,
 )
 
@@ -63,6 +72,7 @@ class ZmqLink:
         self._site = site
         self._manifest = Manifest(site)
         self._mirrors = Mirrors()
+        self._spool = Spool(Path(site.spool)) if site.spool else None
         self._courier: Courier | None = None
         self._plan: Plan | None = None
         self._edge = Edge(site, Encoding(), run="")
@@ -160,10 +170,21 @@ class ZmqLink:
             base=leaving.base,
             error=leaving.error,
         )
-        answer = self._connected.send(offer, leaving.frames, Start)
-        start = self._sure(answer, Start)
+        start = self._sure(self._offer(offer, leaving.frames), Start)
         self._edge.accepted()
         return self._fetch(start)
+
+    def _offer(self, offer: Offer, frames: Sequence[Frame]) -> ToSite | None:
+        """Send weights, or put them where the server finds them."""
+        if self._spool is None or file_bytes(self._layout) <= SHORT_BYTES:
+            return self._connected.send(offer, frames, Start)
+        if offer.round_number == INITIAL:
+            path = self._spool.model(INITIAL + 1)
+        else:
+            path = self._spool.update(self._site.name, encoded=bool(offer.base))
+        digest = fill_file(path, offer.num_bytes, frames)
+        offer = msgspec.structs.replace(offer, spooled=digest)
+        return self._connected.ask(offer, Start)
 
     def _offer_other(self, layout: Layout, round_number: int) -> None:
         """Have the server refuse weights of another layout, by name; send none."""
@@ -187,6 +208,9 @@ class ZmqLink:
 
     def _received(self, start: Start) -> memoryview | ToSite:
         """Return the file of a global model, or what came instead."""
+        shared = self._shared(start)
+        if shared is not None:
+            return shared
         mirror = self._mirrors.take(start.num_bytes)
         if len(start.short) == start.num_bytes:
             mirror.write(0, [start.short])
@@ -207,6 +231,15 @@ class ZmqLink:
                 start.round_number,
             )
         return self._stream(start.stream, mirror) or mirror.file
+
+    def _shared(self, start: Start) -> memoryview | None:
+        """Return the file of a global model that lies in a spool on this machine."""
+        if self._spool is None or len(start.short) == start.num_bytes:
+            return None
+        try:
+            return mapped(self._spool.model(start.round_number))
+        except FileNotFoundError:  # the round went on: the server says what it has now
+            return None
 
     def _stream(self, stream: bytes, mirror: Mirror) -> ToSite | None:
         incoming = Incoming(len(mirror.file), mirror.write)

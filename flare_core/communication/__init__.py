@@ -10,6 +10,7 @@ from flare_core.communication._encodings import (
 )
 from flare_core.communication._files import (
     ReceivedFile,
+    fill_file,
     let_go,
     mapped,
     scratch,
@@ -112,6 +113,7 @@ __all__ = [
     "encode",
     "encode_model",
     "file_bytes",
+    "fill_file",
     "header",
     "header_bytes",
     "let_go",

@@ -14,6 +14,7 @@ import xxhash
 from flare_core._errors import ConfigurationError
 from flare_core._model import ModelState
 from flare_core.communication._safetensors import Frame
+from flare_core.communication._streams import CHUNK_BYTES
 
 _MOST_FRAMES = 512
 """Below what a system call takes at once."""
@@ -26,7 +27,8 @@ class ReceivedFile:
 
     Args:
         path: Where; a file of the same size is written over, which takes half the
-            time that a new one would.
+            time that a new one would.  One of another size is replaced: who has mapped
+            it keeps it.
         num_bytes: Its size.
 
     Raises:
@@ -37,12 +39,13 @@ class ReceivedFile:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.stat().st_size != num_bytes:
+                path.unlink()
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as exc:
             raise _no_room(path, num_bytes, exc) from exc
         try:
             if os.fstat(self._fd).st_size != num_bytes:
-                os.ftruncate(self._fd, 0)  # to reserve does not make it shorter
                 _reserve(self._fd, num_bytes)
         except OSError as exc:
             self.close()
@@ -84,14 +87,35 @@ def write_file(path: Path, num_bytes: int, frames: Iterable[Frame]) -> bytes:
         ConfigurationError: If there is no room for it.
     """
     unfinished = path.with_name(f"{path.name}.unfinished")
+    digest = fill_file(unfinished, num_bytes, frames)
+    unfinished.replace(path)
+    return digest
+
+
+def fill_file(path: Path, num_bytes: int, frames: Iterable[Frame]) -> bytes:
+    """Write frames one after the other to a file; over the old one if it has that size.
+
+    Args:
+        path: The file.
+        num_bytes: The length of all frames.
+        frames: What to write.
+
+    Returns:
+        The XXH3-128 of the file.
+
+    Raises:
+        ConfigurationError: If there is no room for it.
+    """
     digest = xxhash.xxh3_128()
     offset = 0
-    with closing(ReceivedFile(unfinished, num_bytes)) as file:
+    with closing(ReceivedFile(path, num_bytes)) as file:
         for frame in frames:
-            file.write(offset, [frame])
-            digest.update(frame)
-            offset += len(frame)
-    unfinished.replace(path)
+            view = memoryview(frame).cast("B")
+            for start in range(0, len(view), CHUNK_BYTES):
+                piece = view[start : start + CHUNK_BYTES]
+                file.write(offset + start, [piece])
+                digest.update(piece)  # while it is in the cache
+            offset += len(view)
     return digest.digest()
 
 

@@ -103,6 +103,12 @@ class Mailbox:
         if not offer.is_short:
             heapq.heappush(self._waiting, site)
 
+    def spooled(self, site: str, offer: Offer, path: Path | None) -> Parcel:
+        """Return a stream that never travelled: it is in its file already."""
+        self.forget(site)
+        self._committed[site] = offer.stream
+        return Parcel(site, offer, path)
+
     def take(self, site: str, chunk: Chunk) -> None:
         """Write a chunk to its file; a stale one is dropped.
 

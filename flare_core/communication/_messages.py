@@ -107,6 +107,8 @@ class Offer(_Message, frozen=True):
         error: Relative error of the encoding; 0 if it loses nothing.
         layout: Of the weights, if it is not the one that the site joined with.
         short: All bytes of the stream, if they are so few that asking takes longer.
+        spooled: The XXH3-128 of all bytes, if they are in the spool already, which the
+            site shares with the server.
     """
 
     stream: StreamId
@@ -119,6 +121,7 @@ class Offer(_Message, frozen=True):
     error: float = 0.0
     layout: Layout | None = None
     short: Short = b""
+    spooled: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
     @property
     def is_short(self) -> bool:

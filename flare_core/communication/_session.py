@@ -114,8 +114,8 @@ class Session:
             self._want(self._incoming)
         elif self._request is not None and not isinstance(self._request, Hello):
             self._say(self._request)
-            if isinstance(self._request, Offer):  # its commit may be what was lost
-                self._commit(self._request)
+            if isinstance(self._request, Offer) and not self._request.spooled:
+                self._commit(self._request)  # that may be what was lost
 
     def receive(self, frames: Sequence[Frame]) -> tuple[Arrived] | None:
         """Take a message; return the answer to what is open, if it is that.

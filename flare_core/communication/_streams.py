@@ -15,8 +15,8 @@ import xxhash
 from flare_core._errors import ProtocolError
 from flare_core.communication._safetensors import Frame
 
-CHUNK_BYTES = 1 << 20
-"""Fits the cache of a core; larger fault in fresh memory, smaller cost wake-ups."""
+CHUNK_BYTES = 1 << 21
+"""Larger ones fault in fresh memory, smaller ones cost wake-ups and Python."""
 WINDOW = 8
 """Chunks that may be on their way; enough to keep a fast connection full."""
 SHORT_BYTES = 1 << 14

@@ -78,7 +78,7 @@ def _round(record: RoundRecord, rounds: int) -> str:
         f"{bytes_text(record.bytes_down)} down",
         f"{bytes_text(record.bytes_up)} up",
         f"{record.seconds:.1f} s",
-        f"sha256 {record.sha256[:12]}",
+        f"blake3 {record.blake3[:12]}",
     ]
     return (
         f"round {record.round} played ({record.round + 1}/{rounds}): {_joined(parts)}"

@@ -121,13 +121,14 @@ class Simulation:
             folder=self._folder,
             observer=self._observe,
             preflight=self._preflight,
+            share_spool=True,
         )
         thread = threading.Thread(
             target=self._serve, args=[server], name="flare-server"
         )
         thread.start()
         try:
-            self._start_sites(server.endpoint)
+            self._start_sites(server)
             return self._follow(server)
         finally:
             server.stop("the simulation was stopped")
@@ -154,11 +155,12 @@ class Simulation:
         for observer in self._observers:
             observer(event)
 
-    def _start_sites(self, endpoint: str) -> None:
+    def _start_sites(self, server: Server) -> None:
+        where = {"server": server.endpoint, "spool": str(server.spool.absolute())}
         for site in self._sites:
             self._processes[site.name] = SiteProcess(
                 self._script,
-                msgspec.structs.replace(site, server=endpoint),
+                msgspec.structs.replace(site, **where),
                 self._folder,
                 num_threads=self._num_threads,
                 on_end=lambda name, code: self._inbox.put(_SiteEnded(name, code)),

@@ -46,5 +46,5 @@ def summary(
     if result.metrics:
         mean = f"  (mean over {counted(len(result.sites), 'site')})"
         yield f"final model: {metrics_text(result.metrics)}{mean}"
-    yield f"sha256 {result.sha256}"
+    yield f"blake3 {result.blake3}"
     yield f"run folder {folder}"

@@ -50,5 +50,5 @@ def test_a_transfer_cut_at_any_byte_goes_on_where_it_was(
     resent = proxy.passed[direction] - 2 * _MODEL_BYTES
     assert resent < 2 * CHUNK_BYTES + _OVERHEAD_BYTES
     (played,) = [e.record for e in server.events if isinstance(e, RoundPlayed)]
-    undisturbed.append(played.sha256)
-    assert set(undisturbed) == {played.sha256}
+    undisturbed.append(played.blake3)
+    assert set(undisturbed) == {played.blake3}

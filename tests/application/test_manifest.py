@@ -1,4 +1,3 @@
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -6,6 +5,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
+from blake3 import blake3
 
 import flare_core as flare
 from flare_core.application import ManifestEntry, Published
@@ -27,7 +27,7 @@ def _expected(round_number: int, state: flare.ModelState) -> list[ManifestEntry]
             dtype=spec.dtype,
             shape=spec.shape,
             bytes=len(body),
-            sha256=hashlib.sha256(body).hexdigest(),
+            blake3=blake3(body).hexdigest(),
         )
         for spec, body in zip(state.layout.tensors, pack(state)[1:], strict=True)
     ]
@@ -83,7 +83,7 @@ def test_the_bytes_of_a_packed_tensor_are_those_on_the_wire(
 
     assert entry.bytes == 2
     # 1, 2, 3 and 4 are the codes 2, 4, 5 and 6; the first is the low half of a byte
-    assert entry.sha256 == hashlib.sha256(b"\x42\x65").hexdigest()
+    assert entry.blake3 == blake3(b"\x42\x65").hexdigest()
 
 
 def test_nothing_leaves_that_cannot_be_recorded(

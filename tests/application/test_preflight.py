@@ -30,7 +30,7 @@ def test_a_preflight_ends_each_script_and_no_weight_leaves(
         assert isinstance(passed, flare.PreflightPassed)
         assert passed.code == 0
     result = server.result()
-    assert (result.rounds, result.sha256, result.error) == (0, "", "")
+    assert (result.rounds, result.blake3, result.error) == (0, "", "")
     assert not [e for e in server.events if isinstance(e, Published)]
     assert not list(tmp_path.glob("manifest-*"))
 

@@ -1,4 +1,3 @@
-import hashlib
 import itertools
 import os
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 import flare_core as flare
 from flare_core._model import Array, all_finite
@@ -121,10 +121,10 @@ def test_the_hash_is_that_of_the_file_of_the_model(
     assert files == [
         b"".join(pack(flare.ModelState(model(i, i + 1)))) for i in (0, 1, 2)
     ]
-    hashes = [hashlib.sha256(file).hexdigest() for file in files]
-    assert [e.sha256 for e in published] == hashes
-    assert [record.sha256 for record in records] == hashes[1:]
-    assert result.sha256 == hashes[-1]
+    hashes = [blake3(file).hexdigest() for file in files]
+    assert [e.blake3 for e in published] == hashes
+    assert [record.blake3 for record in records] == hashes[1:]
+    assert result.blake3 == hashes[-1]
     assert len(set(hashes)) == 3
 
 
@@ -216,7 +216,7 @@ def _hash_of(
     list(pool.map(script, order))
     updates = [e.site for e in server.events if isinstance(e, Updated)]
     assert updates == list(order)
-    return server.result().sha256
+    return server.result().blake3
 
 
 def test_the_hash_does_not_depend_on_the_order_of_arrival(

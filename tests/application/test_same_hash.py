@@ -73,7 +73,7 @@ def test_chunks_windows_threads_and_arrivals_change_no_bit(
                 expected = _expected(name, np.asarray(_model()[name]))
                 np.testing.assert_array_equal(values, expected, strict=True)
         (played,) = [e.record for e in server.events if isinstance(e, RoundPlayed)]
-        hashes.add(played.sha256)
+        hashes.add(played.blake3)
     assert len(hashes) == 1
 
 

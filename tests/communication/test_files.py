@@ -12,7 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flare_core import ConfigurationError
-from flare_core.communication import ReceivedFile, mapped, scratch, write_file
+from flare_core.communication import (
+    ReceivedFile,
+    fill_file,
+    mapped,
+    scratch,
+    write_file,
+)
 
 
 @given(st.data(), st.lists(st.lists(st.binary(max_size=9), max_size=4), max_size=8))
@@ -49,6 +55,17 @@ def test_a_file_has_its_size_before_the_first_byte(
         file.write(0, [b"well"])
 
     assert path.read_bytes() == b"welldone"
+
+
+def test_who_looks_at_a_file_of_another_size_still_sees_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before" * 10_000)
+    before = mapped(path)
+
+    fill_file(path, 5, [b"af", b"ter"])
+
+    assert path.read_bytes() == b"after"
+    assert before == b"before" * 10_000
 
 
 def test_a_new_file_is_nobody_else_s(tmp_path: Path) -> None:

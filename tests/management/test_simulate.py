@@ -1,15 +1,15 @@
 """A federation on one machine that goes well, and its record."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from blake3 import blake3
 from safetensors.numpy import load_file
 
-from flare_core import ConfigurationError, Plan
+from flare_core import ConfigurationError, Plan, site
 from flare_core.application import Result, RoundRecord
 from flare_core.management import plan_of, simulate
 from simulated import LEARNS, Flare, WriteScript
@@ -40,13 +40,26 @@ def test_the_run_folder_has_the_whole_record(
 
     rounds = _rounds(folder)
     saved = msgspec.json.decode((folder / "result.json").read_bytes(), type=Result)
-    digest = hashlib.sha256((folder / "global.safetensors").read_bytes()).hexdigest()
+    digest = blake3((folder / "global.safetensors").read_bytes()).hexdigest()
     assert [record.round for record in rounds] == [0, 1, 2]
     assert rounds[0].num_examples == 30
     assert list(rounds[0].sites) == ["site-1", "site-2"]
-    assert digest == rounds[-1].sha256 == result.sha256
+    assert digest == rounds[-1].blake3 == result.blake3
     assert saved == result
     assert (folder / "manifest-site-2.jsonl").exists()
+
+
+def test_the_sites_share_the_spool_of_their_server(
+    script: WriteScript, tmp_path: Path
+) -> None:
+    large = LEARNS.replace("(2, 3)", "(200, 300)")
+    assert large != LEARNS
+
+    simulate(script(large), plan=THREE_ROUNDS, run_dir=tmp_path / "run")
+
+    for name in ("site-1", "site-2"):
+        found = site(tmp_path / "run" / f"{name}.toml")
+        assert found.spool == str(tmp_path / "run" / "spool")
 
 
 def test_the_global_model_is_the_weighted_mean(
@@ -70,7 +83,7 @@ def test_a_recorded_plan_plays_the_same_run_again(
     second = simulate(script(LEARNS), plan=again, run_dir=tmp_path / "two")
 
     assert again == THREE_ROUNDS
-    assert first.sha256 == second.sha256
+    assert first.blake3 == second.blake3
 
 
 def test_random_delays_at_the_sites_never_change_the_model(
@@ -83,7 +96,7 @@ def test_random_delays_at_the_sites_never_change_the_model(
         for name in "abc"
     ]
 
-    assert len({result.sha256 for result in results}) == 1
+    assert len({result.blake3 for result in results}) == 1
 
 
 def test_site_names_sort_like_their_indices_from_ten_sites_on(
