@@ -33,7 +33,7 @@ from _peers._run import Measurement, Run
 from _report import JsonFile, Quick, Report
 
 _MB = 1e6
-_COUNTED = {Model.EMPTY: 10, Model.MB_100: 5, Model.MB_400: 3, Model.GB_1: 3}
+_COUNTED = {Model.EMPTY: 10, Model.MB_100: 5, Model.MB_400: 5, Model.GB_1: 5}
 _SITES = {Model.GB_1: (2,)}
 """By default 2 and 8; 8 sites of 1 GB need more memory than most machines have."""
 
@@ -69,7 +69,7 @@ Frameworks: TypeAlias = Annotated[
     list[Framework] | None, typer.Option("--framework", help="By default all.")
 ]
 Rounds: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, help="Rounds to measure; by default 3 to 10.")
+    int | None, typer.Option(min=1, help="Rounds to measure; by default 5 or 10.")
 ]
 Environments: TypeAlias = Annotated[
     Path, typer.Option(file_okay=False, help="Where the peers are installed.")

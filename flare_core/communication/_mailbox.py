@@ -16,7 +16,7 @@ from flare_core.communication._messages import Chunk, Commit, Offer, Want
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._streams import CHUNK_BYTES, WINDOW, Incoming
 
-_ROOM_BYTES = 16 * CHUNK_BYTES
+_ROOM_BYTES = WINDOW * CHUNK_BYTES
 
 
 @final
