@@ -16,7 +16,7 @@ def main() -> None:
     plan = flare.Plan(
         rounds=options.rounds, selection=flare.Selection(sites=options.sites)
     )
-    server = flare.Server(plan)
+    server = flare.Server(plan, folder=options.folder)
     (options.folder / "endpoint").write_text(server.endpoint)
     server.run()
 
