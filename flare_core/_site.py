@@ -81,5 +81,6 @@ def site(file: str | os.PathLike[str] | None = None) -> Site:
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         msg = f"site file {path}: {exc}"
         raise ConfigurationError(msg) from exc
-    folder = path.parent / found.folder
-    return msgspec.structs.replace(found, folder=str(folder))
+    folder = str(path.parent / found.folder)
+    spool = str(path.parent / found.spool) if found.spool else ""
+    return msgspec.structs.replace(found, folder=folder, spool=spool)

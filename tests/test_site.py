@@ -43,6 +43,21 @@ def test_the_record_s_folder_is_relative_to_the_file(
     assert Path(flare.site(path).folder) == tmp_path / expected
 
 
+@pytest.mark.parametrize(
+    ("spool", "expected"), [("run/spool", "run/spool"), ("/var/x", "/var/x")]
+)
+def test_the_server_s_spool_is_relative_to_the_file(
+    spool: str, expected: str, tmp_path: Path
+) -> None:
+    path = _file(tmp_path, f'name = "a"\nspool = "{spool}"\n')
+
+    assert Path(flare.site(path).spool) == tmp_path / expected
+
+
+def test_a_site_shares_no_spool_unless_it_is_told_to(tmp_path: Path) -> None:
+    assert flare.site(_file(tmp_path, 'name = "a"\n')).spool == ""
+
+
 def test_the_environment_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Chunks of 1 MiB over ZeroMQ and nothing else, bare and under CURVE: its limits."""
+"""Chunks of 2 MiB over ZeroMQ and nothing else, bare and under CURVE: its limits."""
 
 from multiprocessing.connection import Connection
 from typing import Any, final

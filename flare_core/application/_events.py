@@ -19,7 +19,8 @@ class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
         num_examples: Examples seen in local training.
         global_metrics: Of the global model that the round started from.
         metrics: Of the local model after training.
-        bytes_down: Bytes sent to it of the global model, repeated ones too.
+        bytes_down: Bytes sent to it of the global model, repeated ones too; of a site
+            that shares the server's spool, those that would have been.
         bytes_up: Bytes of its update.
         error_up: Relative error of the update's encoding; 0 if it lost nothing.
         seconds: From the round's start until its update was in.
@@ -43,11 +44,11 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         num_examples: Of all sites.
         global_metrics: Weighted mean over the sites, before local training.
         metrics: Weighted mean over the sites, after local training.
-        bytes_down: Bytes of models sent.
+        bytes_down: Bytes of models sent, over all these sites.
         bytes_up: Bytes of updates received.
         error_down: Relative error that the encoding of the next global model made.
         seconds: Wall time of the round.
-        blake3: Of the global model that came out, as a safetensors file.
+        blake3: Hash of the global model that came out, as a safetensors file.
     """
 
     round: int

@@ -1,5 +1,6 @@
 """What the server takes in of the sites' weights, and how it looks at them."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -164,9 +165,10 @@ class Intake:
         if path is None or not self._share:
             return _refusal(site, "a stream of bytes", "a file that it says to share")
         try:
-            size = path.stat().st_size
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
         except OSError as exc:
-            return _refusal(site, f"the file {path}", f"{exc.strerror}")
+            return _refusal(site, f"a file to read, {path}", f"{exc.strerror}")
         if size != offer.num_bytes:
             expected = f"{offer.num_bytes:,} bytes in {path}"
             return _refusal(site, expected, f"{size:,} bytes")
@@ -194,6 +196,10 @@ def _inspect(
         weights = unpack(file, classes=layout.classes)
     except (ProtocolError, ValueError) as exc:
         return _refusal(site, "a model", str(exc))
+    except OSError as exc:
+        if offer.spooled is None:
+            raise  # the server's own disk
+        return _refusal(site, f"a file to read, {parcel.path}", f"{exc.strerror}")
     if base is None:
         return unfit(site, weights, layout) or weights
     update = Update(

@@ -102,9 +102,10 @@ class Server:
         self._plan = plan_from(msgspec.to_builtins(plan), source="plan")
         self._worker = Worker(self._order, num_threads=self._num_threads)
         ping_s = patience_s / _PINGS
+        self._files = Spool(self._spool / self._name)
         self._run = Run(
             Welcome(plan=self._plan, run=self._name, ping_s=ping_s),
-            spool=Spool(self._spool),
+            spool=self._files,
             share=share_spool,
             send=self._send,
             worker=self._worker,
@@ -253,6 +254,7 @@ class Server:
     def _make_spool(self) -> None:
         try:
             self._spool.mkdir(parents=True, mode=0o700)
+            self._files.make()
         except OSError as exc:
             msg = f"cannot make the folder {self._spool}: {exc.strerror}"
             raise ConfigurationError(msg) from exc

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+_UPDATES = "updates"
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -11,10 +13,19 @@ class Spool:
     """Names the files of a run, for the server and for sites on its machine.
 
     Attributes:
-        folder: Theirs.
+        folder: Of this run and of no other.
     """
 
     folder: Path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is on this machine, and the run not over."""
+        return (self.folder / _UPDATES).is_dir()
+
+    def make(self) -> None:
+        """Make the folders."""
+        (self.folder / _UPDATES).mkdir(parents=True)
 
     def model(self, number: int) -> Path:
         """Return the file of the global model that a round starts from."""
@@ -23,8 +34,8 @@ class Spool:
     def update(self, site: str, *, encoded: bool) -> Path:
         """Return the file of a site's update, the same in every round.
 
-        When a site hands in the next update, the one before is folded, and nobody
-        looks at it any more.
+        When a site hands in that of the next round, the one before is folded, and
+        nobody looks at it any more.
         """
         suffix = "encoded" if encoded else "safetensors"
-        return self.folder / "updates" / f"{site}.{suffix}"
+        return self.folder / _UPDATES / f"{site}.{suffix}"

@@ -53,6 +53,7 @@ from flare_core.communication import (
     fill_file,
     mapped,
     unpack,
+    write_file,
 )
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ class ZmqLink:
         self._site = site
         self._manifest = Manifest(site)
         self._mirrors = Mirrors()
-        self._spool = Spool(Path(site.spool)) if site.spool else None
+        self._spool: Spool | None = None
+        self._put = INITIAL - 1
         self._courier: Courier | None = None
         self._plan: Plan | None = None
         self._edge = Edge(site, Encoding(), run="")
@@ -87,6 +89,8 @@ class ZmqLink:
             welcome = self._sure(self._courier.ask(hello, Welcome), Welcome)
             self._plan = welcome.plan
             self._edge = Edge(self._site, welcome.plan.encoding, run=welcome.run)
+            if self._site.spool:
+                self._spool = Spool(Path(self._site.spool, welcome.run))
         return self._plan
 
     def join(self, proposal: Proposal) -> GlobalModel:
@@ -116,7 +120,8 @@ class ZmqLink:
     def exchange(self, update: Update) -> GlobalModel:
         """Hand in an update and return the next global model.
 
-        Its memory is used again once nothing looks at its arrays any more.
+        Its memory is used again once nothing looks at its arrays any more, unless it
+        is that of a file which the site shares with the server.
         """
         return self._hand_in(
             update.weights,
@@ -176,13 +181,17 @@ class ZmqLink:
 
     def _offer(self, offer: Offer, frames: Sequence[Frame]) -> ToSite | None:
         """Send weights, or put them where the server finds them."""
-        if self._spool is None or file_bytes(self._layout) <= SHORT_BYTES:
+        spool, number = self._spool, offer.round_number
+        short = file_bytes(self._layout) <= SHORT_BYTES
+        if spool is None or not spool.is_there or short:
             return self._connected.send(offer, frames, Start)
-        if offer.round_number == INITIAL:
-            path = self._spool.model(INITIAL + 1)
-        else:
-            path = self._spool.update(self._site.name, encoded=bool(offer.base))
-        digest = fill_file(path, offer.num_bytes, frames)
+        path = spool.model(number + 1)
+        if number != INITIAL:
+            path = spool.update(self._site.name, encoded=bool(offer.base))
+        # one of the same round may be read already
+        write = write_file if number == self._put else fill_file
+        self._put = number
+        digest = write(path, offer.num_bytes, frames)
         offer = msgspec.structs.replace(offer, spooled=digest)
         return self._connected.ask(offer, Start)
 
@@ -237,9 +246,11 @@ class ZmqLink:
         if self._spool is None or len(start.short) == start.num_bytes:
             return None
         try:
-            return mapped(self._spool.model(start.round_number))
-        except FileNotFoundError:  # the round went on: the server says what it has now
+            file = mapped(self._spool.model(start.round_number), private=True)
+        except OSError as exc:  # it is on another machine, or the round has gone on
+            _log.info("site %r fetches the global model: %s", self._site.name, exc)
             return None
+        return file if len(file) == start.num_bytes else None
 
     def _stream(self, stream: bytes, mirror: Mirror) -> ToSite | None:
         incoming = Incoming(len(mirror.file), mirror.write)

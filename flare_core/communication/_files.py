@@ -38,7 +38,6 @@ class ReceivedFile:
     def __init__(self, path: Path, num_bytes: int) -> None:
         self.path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and path.stat().st_size != num_bytes:
                 path.unlink()
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -119,12 +118,19 @@ def fill_file(path: Path, num_bytes: int, frames: Iterable[Frame]) -> bytes:
     return digest.digest()
 
 
-def mapped(path: Path) -> memoryview:
-    """Return the bytes of a file, to read; they are loaded as they are looked at."""
+def mapped(path: Path, *, private: bool = False) -> memoryview:
+    """Return the bytes of a file, to read; they are loaded as they are looked at.
+
+    Args:
+        path: The file.
+        private: Whether who writes to them all the same changes a copy of his own,
+            instead of being ended by the kernel.
+    """
+    access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
     with path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        return memoryview(mmap.mmap(file.fileno(), 0, access=access)).toreadonly()
 
 
 def let_go(weights: ModelState) -> None:

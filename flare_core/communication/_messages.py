@@ -19,6 +19,9 @@
     Leave                      →
                                ←   Bye
 
+A site that shares the server's spool writes its update there, and its `Offer` says so:
+`Committed` is the next word.  It finds the file of a global model there, too.
+
 Each further round begins with the site's next `Offer`.  `Refused` and `Aborted` can
 answer anything; `Ping` is answered by `Pong`; in a pre-flight `Checked` answers the
 joins and nothing follows.  After a break a site says `Hello` again with the same
@@ -42,7 +45,7 @@ from flare_core._site import SiteName
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._streams import CHUNK_BYTES, SHORT_BYTES
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised with every change that an older peer would misread."""
 INITIAL = -1
 """Stands for the round of the weights that a run starts from."""
@@ -121,7 +124,7 @@ class Offer(_Message, frozen=True):
     error: float = 0.0
     layout: Layout | None = None
     short: Short = b""
-    spooled: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    spooled: StreamId | None = None
 
     @property
     def is_short(self) -> bool:

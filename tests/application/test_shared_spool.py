@@ -1,6 +1,10 @@
 """Sites on the server's machine put their updates where it looks for them."""
 
-from concurrent.futures import ThreadPoolExecutor
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -9,7 +13,13 @@ import numpy as np
 import pytest
 
 import flare_core as flare
-from flare_core.application import Published, RoundPlayed, RoundRecord
+from flare_core.application import (
+    Event,
+    Published,
+    RoundPlayed,
+    RoundRecord,
+    Updated,
+)
 from flare_core.communication import Join, Offer, Refused, Start, fill_file, pack
 from proxy import Proxy
 from site_scripts import (
@@ -41,6 +51,27 @@ def _train(site: str) -> Train:
         return {"w": w + np.float32(1e-3) * rng.standard_normal(len(w), np.float32)}, 1
 
     return train
+
+
+def _run_folder(spool: Path) -> Path:
+    (folder,) = spool.iterdir()
+    return folder
+
+
+class _InterruptedError(Exception):
+    """What a signal raises."""
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[], None]]:
+    """Raise in the main thread, from any other."""
+
+    def raise_it(*_: object) -> None:
+        raise _InterruptedError
+
+    before = signal.signal(signal.SIGUSR1, raise_it)
+    yield lambda: os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
 
 
 def _records(server: RunningServer) -> list[RoundRecord]:
@@ -110,34 +141,89 @@ def test_a_site_may_share_it_and_another_not(
 
 
 def test_a_server_that_shares_nothing_says_so(
-    run_server: RunServer, site_file: SiteFile, tmp_path: Path
+    run_server: RunServer, site_file: SiteFile
 ) -> None:
     server = run_server(plan(sites=1))
+    file = site_file("a", server.endpoint, spool=server.server.spool)
 
     with pytest.raises(flare.RefusedError, match=r"'a'.*says to share"):
-        play(site_file("a", server.endpoint, spool=tmp_path), _MODEL, add(1))
+        play(file, _MODEL, add(1))
 
     assert server.result().failed_site == "a"
 
 
-def test_a_spool_that_is_not_the_server_s_is_found_out(
-    run_server: RunServer,
-    site_file: SiteFile,
-    pool: ThreadPoolExecutor,
-    tmp_path: Path,
+def test_a_spool_of_another_server_is_left_alone(
+    run_server: RunServer, site_file: SiteFile, tmp_path: Path
+) -> None:
+    other = run_server(plan(sites=1), share_spool=True, folder=tmp_path / "other")
+    server = run_server(plan(sites=1), share_spool=True)
+    spool = other.server.spool
+
+    final = play(site_file("a", server.endpoint, spool=spool), _MODEL, add(1))
+
+    assert np.array_equal(final["w"], _MODEL["w"] + 1)
+    assert not [path for path in spool.rglob("*") if path.is_file()]
+
+
+def test_after_the_end_of_a_run_nothing_is_written(
+    run_server: RunServer, site_file: SiteFile, pool: ThreadPoolExecutor
 ) -> None:
     server = run_server(plan(), share_spool=True)
     spool = server.server.spool
-    a = pool.submit(play, site_file("a", server.endpoint), _MODEL, add(1))
-    other = site_file("b", server.endpoint, spool=tmp_path / "other")
 
-    b = pool.submit(play, other, _MODEL, add(1))  # takes the model over the wire
+    def late(current: flare.ClientRound) -> Local:
+        server.result()
+        return add(1)(current)
 
-    with pytest.raises(flare.RefusedError) as refused:
-        b.result(WAIT_S)
-    assert f"{spool / 'updates' / 'b.safetensors'}" in str(refused.value)
-    assert "No such file" in str(refused.value)
+    def infinite(current: flare.ClientRound) -> Local:
+        return {"w": current.weights["w"] * np.float32(np.inf)}, 1
+
+    a, b = (
+        pool.submit(play, site_file(name, server.endpoint, spool=spool), _MODEL, train)
+        for name, train in (("a", late), ("b", infinite))
+    )
+
+    assert isinstance(b.exception(WAIT_S), flare.RefusedError)
     assert isinstance(a.exception(WAIT_S), flare.RunAbortedError)
+    assert not spool.exists()
+
+
+def test_what_is_handed_in_again_leaves_the_first_as_it_is(
+    run_server: RunServer,
+    site_file: SiteFile,
+    pool: ThreadPoolExecutor,
+    interrupt: Callable[[], None],
+) -> None:
+    arrived: Future[int] = Future()
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Updated) and event.site == "a":
+            arrived.set_result(update().st_ino)
+            interrupt()  # and the wait for the others ends
+
+    def update() -> os.stat_result:
+        return (_run_folder(spool) / "updates" / "a.safetensors").stat()
+
+    server = run_server(plan(), share_spool=True, observer=observe)
+    spool = server.server.spool
+
+    def after_both(current: flare.ClientRound) -> Local:
+        first, until = arrived.result(WAIT_S), time.monotonic() + WAIT_S
+        while update().st_ino == first:
+            assert time.monotonic() < until
+        return add(3)(current)
+
+    files = [site_file(name, server.endpoint, spool=spool) for name in "ab"]
+    b = pool.submit(play, files[1], _MODEL, after_both)
+    with flare.join(_MODEL, site=files[0]) as client:
+        for current in client:
+            weights = current.weights["w"]
+            with pytest.raises(_InterruptedError):
+                current.submit({"w": weights + np.float32(1)}, num_examples=1)
+            current.submit({"w": weights + np.float32(100)}, num_examples=1)
+
+    assert np.allclose(client.weights["w"], _MODEL["w"] + 2, atol=1e-5)
+    assert b.result(WAIT_S) == client.weights
 
 
 def test_a_file_of_another_size_than_was_said_is_refused(
@@ -151,7 +237,7 @@ def test_a_file_of_another_size_than_was_said_is_refused(
     with closing(Stranger(server.endpoint)) as b:
         b.join("b", large.layout)
         assert isinstance(b.hear(), Start)
-        path = server.server.spool / "updates" / "b.safetensors"
+        path = _run_folder(server.server.spool) / "updates" / "b.safetensors"
         digest = fill_file(path, num_bytes - len(frames[-1]), frames[:-1])
 
         b.say(
@@ -187,7 +273,8 @@ def test_an_offer_that_is_repeated_after_a_break_counts_once(
         before.hear()
         before.say(Join(layout=large.layout))
         assert isinstance(before.hear(), Start)
-        digest = fill_file(spool / "updates" / "b.safetensors", num_bytes, frames)
+        path = _run_folder(spool) / "updates" / "b.safetensors"
+        digest = fill_file(path, num_bytes, frames)
         offer = msgspec.structs.replace(offer, spooled=digest)
         before.say(offer)
         while not isinstance(before.hear(), Start):

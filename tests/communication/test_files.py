@@ -1,3 +1,4 @@
+import ctypes
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from flare_core import ConfigurationError
 from flare_core.communication import (
     ReceivedFile,
+    _files,
     fill_file,
     mapped,
     scratch,
@@ -31,7 +33,7 @@ def test_a_file_may_be_filled_in_any_order(
     each = list(zip(offsets, writes, strict=True))
     order = data.draw(st.permutations(each)) if data else each
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "below", "file")
+        path = Path(folder, "file")
 
         with closing(ReceivedFile(path, sum(map(len, pieces)))) as file:
             for offset, frames in order:
@@ -55,6 +57,29 @@ def test_a_file_has_its_size_before_the_first_byte(
         file.write(0, [b"well"])
 
     assert path.read_bytes() == b"welldone"
+
+
+def test_a_frame_longer_than_a_chunk_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_files, "CHUNK_BYTES", 8)
+    frames = [bytes(range(20)), b"", bytes(range(3)), bytes(range(16))]
+
+    digest = fill_file(tmp_path / "file", 39, frames)
+
+    assert (tmp_path / "file").read_bytes() == b"".join(frames)
+    assert digest == xxhash.xxh3_128(b"".join(frames)).digest()
+
+
+def test_who_writes_to_a_private_view_changes_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"as it is")
+    view = mapped(path, private=True)
+
+    ctypes.memset(np.frombuffer(view, np.uint8).ctypes.data, 0, 4)
+
+    assert bytes(view) == b"\0\0\0\0t is"
+    assert path.read_bytes() == b"as it is"
 
 
 def test_who_looks_at_a_file_of_another_size_still_sees_it(tmp_path: Path) -> None:

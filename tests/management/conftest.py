@@ -24,14 +24,15 @@ def script(tmp_path: Path) -> WriteScript:
 
 
 @pytest.fixture
-def flare(tmp_path: Path) -> Flare:
-    """Run the command in the test's folder."""
+def flare(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Flare:
+    """Run the command in the test's folder; what it keeps of a failed check, too."""
+    temporary = tmp_path_factory.mktemp("temporary")
 
     def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [COMMAND, *map(str, args)],
             cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "160"},
+            env={**os.environ, "COLUMNS": "160", "TMPDIR": str(temporary)},
             capture_output=True,
             text=True,
             check=False,
