@@ -12,7 +12,8 @@ the interpreter that runs this file.
 
 All that is started listens on 127.0.0.1 and ends with the run, however it ends.  A case
 that fails is shown as failed, is not in the file, and makes the exit code 1; its
-folder, with all logs, is kept.  Under Linux only: it reads /proc.
+folder, with all logs, is kept.  The folders are in the system's temporary one, or that
+which TMPDIR names.  Under Linux only: it reads /proc.
 """
 
 import shutil
