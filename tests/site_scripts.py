@@ -52,6 +52,17 @@ def add(step: float, num_examples: int = 1) -> Train:
     return train
 
 
+def wander(site: str) -> Train:
+    """Return a training that adds small numbers, others for each site and round."""
+
+    def train(current: flare.ClientRound) -> Local:
+        rng = np.random.default_rng([current.number, *site.encode()])
+        w = current.weights["w"]
+        return {"w": w + np.float32(1e-3) * rng.standard_normal(len(w), np.float32)}, 1
+
+    return train
+
+
 def play(
     site: Path, initial: Mapping[str, npt.ArrayLike], train: Train
 ) -> flare.ModelState:

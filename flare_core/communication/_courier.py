@@ -30,7 +30,7 @@ from flare_core.communication._zmq import Secured, ZmqDealer
 
 _log = logging.getLogger(__name__)
 _LONG_S = 3600.0
-_RECONNECT_S = 0.05
+_RECONNECT_S = 0.2
 _RECONNECT_MAX_S = 15.0
 
 _Order: TypeAlias = Callable[[Session], None]

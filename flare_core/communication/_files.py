@@ -72,19 +72,7 @@ class ReceivedFile:
 
 
 def write_file(path: Path, num_bytes: int, frames: Iterable[Frame]) -> bytes:
-    """Write frames one after the other to a file that appears when it is whole.
-
-    Args:
-        path: The file.
-        num_bytes: The length of all frames.
-        frames: What to write.
-
-    Returns:
-        The XXH3-128 of the file.
-
-    Raises:
-        ConfigurationError: If there is no room for it.
-    """
+    """Do as `fill_file`, but to a new file, which appears when it is whole."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     digest = fill_file(unfinished, num_bytes, frames)
     unfinished.replace(path)

@@ -12,12 +12,12 @@ from site_scripts import (
     WAIT_S,
     Local,
     Stranger,
-    Train,
     add,
     hello,
     model,
     play,
     stream_id,
+    wander,
 )
 from support import RunServer, SiteFile
 
@@ -28,16 +28,6 @@ _NUM_BYTES = 400_000
 def _initial() -> dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]]:
     rng = np.random.default_rng(0)
     return {"w": rng.standard_normal(_NUM_BYTES // 4, np.float32)}
-
-
-def _train(site: str) -> Train:
-    def train(current: flare.ClientRound) -> Local:
-        rng = np.random.default_rng([current.number, *site.encode()])
-        w = current.weights["w"]
-        step = rng.standard_normal(len(w), np.float32)
-        return {"w": w + np.float32(1e-3) * step}, 1
-
-    return train
 
 
 def _played(
@@ -51,7 +41,7 @@ def _played(
         flare.Plan(rounds=_ROUNDS, selection=selection, encoding=encoding)
     )
     sites = [
-        pool.submit(play, site_file(name, server.endpoint), _initial(), _train(name))
+        pool.submit(play, site_file(name, server.endpoint), _initial(), wander(name))
         for name in "ab"
     ]
     first, second = (site.result(WAIT_S) for site in sites)

@@ -26,12 +26,12 @@ from site_scripts import (
     WAIT_S,
     Local,
     Stranger,
-    Train,
     add,
     hello,
     plan,
     play,
     stream_id,
+    wander,
 )
 from support import RunningServer, RunServer, SiteFile
 
@@ -42,15 +42,6 @@ _ENCODINGS = {
     "int8": flare.Encoding(up="int8", down="int8"),
     "topk, xor": flare.Encoding(up="topk", keep=0.001, down="xor"),
 }
-
-
-def _train(site: str) -> Train:
-    def train(current: flare.ClientRound) -> Local:
-        rng = np.random.default_rng([current.number, *site.encode()])
-        w = current.weights["w"]
-        return {"w": w + np.float32(1e-3) * rng.standard_normal(len(w), np.float32)}, 1
-
-    return train
 
 
 def _run_folder(spool: Path) -> Path:
@@ -97,7 +88,7 @@ def test_a_shared_spool_changes_nothing_but_the_way(
                     play,
                     site_file(name, proxy.endpoint, spool=spool),
                     _MODEL,
-                    _train(name),
+                    wander(name),
                 )
                 for name in "ab"
             ]
