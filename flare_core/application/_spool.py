@@ -1,5 +1,6 @@
 """Where models lie while a run is played: a folder that sites may share."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -20,8 +21,8 @@ class Spool:
 
     @property
     def is_there(self) -> bool:
-        """Whether it is on this machine, and the run not over."""
-        return (self.folder / _UPDATES).is_dir()
+        """Whether it is on this machine, may be written to, and the run not over."""
+        return os.access(self.folder / _UPDATES, os.W_OK)
 
     def make(self) -> None:
         """Make the folders."""
