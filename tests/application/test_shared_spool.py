@@ -217,8 +217,13 @@ def test_what_is_handed_in_again_leaves_the_first_as_it_is(
     assert b.result(WAIT_S) == client.weights
 
 
-def test_a_file_of_another_size_than_was_said_is_refused(
-    run_server: RunServer, site_file: SiteFile, pool: ThreadPoolExecutor
+@pytest.mark.parametrize("written", [True, False], ids=["too short", "not at all"])
+def test_a_file_that_is_not_what_was_said_is_refused(
+    *,
+    written: bool,
+    run_server: RunServer,
+    site_file: SiteFile,
+    pool: ThreadPoolExecutor,
 ) -> None:
     server = run_server(plan(), share_spool=True)
     large = flare.ModelState(_MODEL)
@@ -229,7 +234,8 @@ def test_a_file_of_another_size_than_was_said_is_refused(
         b.join("b", large.layout)
         assert isinstance(b.hear(), Start)
         path = _run_folder(server.server.spool) / "updates" / "b.safetensors"
-        digest = fill_file(path, num_bytes - len(frames[-1]), frames[:-1])
+        if written:
+            fill_file(path, num_bytes - len(frames[-1]), frames[:-1])
 
         b.say(
             Offer(
@@ -237,13 +243,17 @@ def test_a_file_of_another_size_than_was_said_is_refused(
                 num_bytes=num_bytes,
                 round_number=0,
                 num_examples=1,
-                spooled=digest,
+                spooled=bytes(16),
             )
         )
 
         refused = b.hear()
         assert isinstance(refused, Refused)
-        assert refused.refusal.expected == f"{num_bytes:,} bytes in {path}"
+        assert str(path) in refused.refusal.expected
+        short = f"{len(frames[0]):,} bytes"
+        assert refused.refusal.got == (
+            short if written else "No such file or directory"
+        )
     assert isinstance(a.exception(WAIT_S), flare.RunAbortedError)
 
 
