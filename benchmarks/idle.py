@@ -43,20 +43,18 @@ from _report import JsonFile, Quick, Report
 
 import flare_core as flare
 from flare_core.communication import Aborted, Hello, Join, Ping, decode_to_site, encode
-from flare_core.communication._zmq import (
+from flare_core.communication._zmq._access import LARGEST_MESSAGE_BYTES
+from flare_core.communication._zmq._dealer import (
     _CONNECT_TIMEOUT_MS,
     _HEARTBEAT_MS,
     _HEARTBEAT_TIMEOUT_MS,
-    _MAX_MESSAGE_BYTES,
-    _RECONNECT_MAX_MS,
     _RECONNECT_MS,
 )
 
 _OPTIONS = {
-    zmq.MAXMSGSIZE: _MAX_MESSAGE_BYTES,
+    zmq.MAXMSGSIZE: LARGEST_MESSAGE_BYTES,
     zmq.CONNECT_TIMEOUT: _CONNECT_TIMEOUT_MS,
     zmq.RECONNECT_IVL: _RECONNECT_MS,
-    zmq.RECONNECT_IVL_MAX: _RECONNECT_MAX_MS,
     zmq.HEARTBEAT_IVL: _HEARTBEAT_MS,
     zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_TIMEOUT_MS,
     zmq.LINGER: 0,

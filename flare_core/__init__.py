@@ -8,6 +8,7 @@ import importlib as _importlib
 import typing as _typing
 
 from flare_core._errors import (
+    AccessDeniedError,
     BaseModelError,
     ConfigurationError,
     FlareError,
@@ -17,6 +18,7 @@ from flare_core._errors import (
     ProtocolError,
     Refusal,
     RefusedError,
+    RequestDeniedError,
     RunAbortedError,
     ScheduleError,
     ServerUnreachableError,
@@ -57,6 +59,7 @@ if _typing.TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "AccessDeniedError",
     "BaseModelError",
     "Client",
     "ClientRound",
@@ -77,6 +80,7 @@ __all__ = [
     "ProtocolError",
     "Refusal",
     "RefusedError",
+    "RequestDeniedError",
     "RunAbortedError",
     "Schedule",
     "ScheduleError",

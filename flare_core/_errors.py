@@ -8,6 +8,8 @@
     ├── UnsupportedError         what was asked for cannot work here
     ├── HorizonError             the script's loop is shorter than the run
     ├── ServerUnreachableError   nobody answers at the server's address
+    ├── AccessDeniedError        the server does not know this key
+    ├── RequestDeniedError       the server will not do what was asked for
     ├── RunAbortedError          the server ended the run
     └── RefusedError             the server refused something of this site
         ├── LayoutError          its model differs from the other sites'
@@ -95,6 +97,31 @@ class ServerUnreachableError(FlareError):
             f"no server answers at {self.address} (waited {self.waited_s:g} s); "
             "is it running, and does the site file name the right address?"
         )
+
+
+@final
+class AccessDeniedError(FlareError):
+    """The server does not know the key that was shown to it.
+
+    Attributes:
+        name: Who showed it.
+        address: The server's.
+    """
+
+    def __init__(self, name: str, address: str) -> None:
+        super().__init__(name, address)
+        self.name = name
+        self.address = address
+
+    def __str__(self) -> str:
+        return (
+            f"the server at {self.address} does not let {self.name!r} in: its key was "
+            "revoked or never enrolled; ask for an invitation, then `flare accept` it"
+        )
+
+
+class RequestDeniedError(FlareError):
+    """The server will not do what was asked for, and says why."""
 
 
 class RefusedError(FlareError):

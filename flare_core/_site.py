@@ -14,6 +14,8 @@ SiteName: TypeAlias = Annotated[
 """Goes into file names at both ends, so it is short and has no separators."""
 SITE_VARIABLE = "FLARE_SITE"
 """Environment variable that names the site file, or is ``off``."""
+RUN_VARIABLE = "FLARE_RUN"
+"""Environment variable that names the run to take part in."""
 
 _HELP = (
     "run the script with `flare simulate SCRIPT.py --sites 4`, or set "
@@ -36,6 +38,9 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         link: How the server is spoken to: a name in ``flare_core.links``.
         spool: The server's spool, if the site runs on the server's machine and may
             share it: models are then files there, and do not travel.
+        server_key: The server's public key (Z85); set by ``flare accept``.
+        key: File with the site's own secret key, relative to this file.
+        run: The run to take part in; if empty, the one that awaits this site.
     """
 
     name: SiteName
@@ -46,6 +51,9 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     patience_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     link: str = "zmq"
     spool: str = ""
+    server_key: str = ""
+    key: str = ""
+    run: str = ""
 
     @property
     def federated(self) -> bool:
@@ -83,4 +91,6 @@ def site(file: str | os.PathLike[str] | None = None) -> Site:
         raise ConfigurationError(msg) from exc
     folder = str(path.parent / found.folder)
     spool = str(path.parent / found.spool) if found.spool else ""
-    return msgspec.structs.replace(found, folder=folder, spool=spool)
+    key = str(path.parent / found.key) if found.key else ""
+    run = os.environ.get(RUN_VARIABLE, "") or found.run
+    return msgspec.structs.replace(found, folder=folder, spool=spool, key=key, run=run)

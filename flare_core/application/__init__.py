@@ -1,6 +1,7 @@
 """Joins the rules of the federation to the wire: a server, and a client per site."""
 
 from flare_core.application._client import Client, ClientRound, join
+from flare_core.application._desk import Asker, Desk
 from flare_core.application._events import (
     Event,
     Observer,
@@ -16,15 +17,21 @@ from flare_core.application._events import (
     SiteReport,
     Updated,
 )
+from flare_core.application._host import Host
 from flare_core.application._link import Link, Proposal, connect
 from flare_core.application._manifest import ManifestEntry
-from flare_core.application._server import Server
+from flare_core.application._secured import secured_as
+from flare_core.application._server import Server, most_threads
+from flare_core.application._stage import Stage
 from flare_core.application._zmq_link import ZmqLink
 
 __all__ = [
+    "Asker",
     "Client",
     "ClientRound",
+    "Desk",
     "Event",
+    "Host",
     "Link",
     "ManifestEntry",
     "Observer",
@@ -40,8 +47,11 @@ __all__ = [
     "SiteLeft",
     "SiteRefused",
     "SiteReport",
+    "Stage",
     "Updated",
     "ZmqLink",
     "connect",
     "join",
+    "most_threads",
+    "secured_as",
 ]

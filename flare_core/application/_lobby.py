@@ -35,6 +35,10 @@ class Lobby:
         """Whether all sites have joined."""
         return len(self.joined) == self._num_sites
 
+    def awaits(self, site: str) -> bool:
+        """Return whether a site may still join."""
+        return not self.full and site not in self.joined
+
     @property
     def opener(self) -> str:
         """The site whose weights the run starts from: the first one by name."""
@@ -60,6 +64,11 @@ class Lobby:
         """Let a site take part."""
         self.joined[site] = join
         self.present.add(site)
+
+    def leave(self, site: str) -> None:
+        """Let a site go as if it had never come; before round 0 only."""
+        self.joined.pop(site, None)
+        self.present.discard(site)
 
     def event(self, site: str) -> SiteJoined:
         """Return what there is to say of a site that takes part."""

@@ -8,7 +8,7 @@ from typing import final
 import msgspec
 
 from flare_core._errors import Refusal
-from flare_core._model import Layout, Metrics, ModelState
+from flare_core._model import Metrics, ModelState
 from flare_core._plugins import plugin
 from flare_core.application._aggregator import Aggregator
 from flare_core.application._distribution import Distribution, Send
@@ -19,11 +19,12 @@ from flare_core.application._events import (
     RoundPlayed,
     RoundRecord,
     SiteLeft,
-    SiteRefused,
     Updated,
 )
+from flare_core.application._guests import Guests
 from flare_core.application._intake import Intake
 from flare_core.application._lobby import Lobby
+from flare_core.application._opening import Initial, Opening
 from flare_core.application._publication import Publication, blake3_of, sync
 from flare_core.application._round_report import RoundReport, parting
 from flare_core.application._spool import Spool
@@ -37,13 +38,10 @@ from flare_core.communication import (
     Chunk,
     Commit,
     Committed,
-    Hello,
     Join,
     Leave,
     Offer,
     Parcel,
-    Propose,
-    Refused,
     ToServer,
     Want,
     Welcome,
@@ -65,6 +63,13 @@ class Run:
         worker: Works on models meanwhile.
         observer: Told of everything that happens.
         preflight: Whether to compare the sites only.
+        patient: Whether a site that leaves or does not fit before round 0 may be
+            replaced; else it ends the run.
+
+    Attributes:
+        lobby: Who takes part.
+        result: How it went so far.
+        over: Whether nothing more happens.
     """
 
     def __init__(
@@ -77,9 +82,11 @@ class Run:
         worker: Worker,
         observer: Observer,
         preflight: bool,
+        patient: bool,
     ) -> None:
         plan = self._plan = welcome.plan
-        self._welcome = welcome
+        self._guests = Guests(welcome, send, observer)
+        self._patient = patient
         self._spool = spool
         self._send = send
         self._worker = worker
@@ -88,11 +95,9 @@ class Run:
         self._strategy: Strategy = plugin("flare_core.strategies", plan.strategy.name)(
             plan.strategy
         )
-        self._welcomed: set[str] = set()
-        self._refused: dict[str, Refused] = {}
-        self._lobby = Lobby(plan)
+        self.lobby = Lobby(plan)
         self._intake = Intake(plan.encoding.up, spool, share=share)
-        self._asked: str | None = None
+        self._opening = Opening(self.lobby, self._intake, send)
         self._round: Round | None = None
         self._report = RoundReport(0)
         self._model: Publication | None = None
@@ -105,16 +110,9 @@ class Run:
         self.result = Result()
         self.over = False
 
-    def objection(self, hello: Hello) -> str:
-        """Return why a site may not take part; empty if it may."""
-        return self._lobby.objection(hello)
-
     def welcome(self, site: str) -> None:
         """Send the plan to a site."""
-        self._welcomed.add(site)
-        self._send(site, self._welcome)
-        if refused := self._refused.get(site):  # it may have been lost on its way
-            self._send(site, refused)
+        self._guests.greet(site)
 
     def receive(self, site: str, message: ToServer | Chunk) -> None:
         """Take a message of a site that has said hello."""
@@ -138,16 +136,15 @@ class Run:
 
     def site_left(self, site: str, reason: str, *, failed: bool = False) -> None:
         """Note that a site has gone, and whether by a failure."""
-        present = self._lobby.present
-        counted = self._round is not None or site in self._lobby.joined
+        present = self.lobby.present
+        counted = self._round is not None or site in self.lobby.joined
         if self.over or (counted and site not in present):
             return
         present.discard(site)
         self._intake.forget(site)
         self._observer(SiteLeft(site, reason, self._final_metrics.get(site, {})))
         if self._round is None:
-            reason = f"site {site!r} left before round 0: {reason}"
-            self.abort(reason, failed_site=site)
+            self._left_early(site, f"site {site!r} left before round 0: {reason}")
         elif self._finished:
             self._end_when_all_left()
         else:
@@ -158,15 +155,10 @@ class Run:
         """End the run for all."""
         if self.over:
             return
-        for site in sorted(self._welcomed):  # it may still be loading its model
-            self._send(site, Aborted(reason=reason))
+        self._guests.dismiss(reason)
         replace = msgspec.structs.replace
         self.result = replace(self.result, error=reason, failed_site=failed_site)
         self.over = True
-
-    def takes_part(self, site: str) -> bool:
-        """Return whether a site has joined and not left."""
-        return site in self._lobby.present
 
     def close(self) -> None:
         """Drop what is underway."""
@@ -183,39 +175,47 @@ class Run:
         return INITIAL if self._round is None else self._round.number
 
     def _join(self, site: str, join: Join) -> None:
-        if site in self._lobby.joined:
+        if site in self.lobby.joined:
             self._say_again(site)
             return
-        if reason := self._lobby.too_late(site):  # it said hello before the others
+        if reason := self.lobby.too_late(site):  # it said hello before the others
             self._send(site, Aborted(reason=reason))
             return
-        self._lobby.enter(site, join)
-        self._observer(self._lobby.event(site))
-        if self._lobby.full:
+        self.lobby.enter(site, join)
+        self._observer(self.lobby.event(site))
+        if self.lobby.full:
             self._compare()
+
+    def _left_early(self, site: str, reason: str) -> None:
+        """A site is gone before round 0: wait for another one, or end the run."""
+        if not self._patient:
+            self.abort(reason, failed_site=site)
+            return
+        self.lobby.leave(site)
+        self._guests.forgive(site)
+        self._opening.forget(site)
 
     def _say_again(self, site: str) -> None:
         """Answer a site that lost its connection, and perhaps an answer with it."""
         if self._distribution is not None:
             self._distribution.announce(site)
-        elif site == self._asked:
-            self._send(site, Propose())
+        else:
+            self._opening.repeat(site)
 
     def _compare(self) -> None:
         """All have joined: refuse those that do not fit, or ask one to begin."""
-        refusals = self._lobby.refusals()
+        refusals = self.lobby.refusals()
         for refusal in refusals:
-            self._refuse(refusal)
+            self._guests.refuse(refusal)
         if refusals:
-            self.abort(str(refusals[0]), failed_site=refusals[0].site)
+            for refusal in refusals:
+                self._left_early(refusal.site, str(refusal))
         elif self._preflight:
-            for site in sorted(self._lobby.present):
+            for site in sorted(self.lobby.present):
                 self._send(site, Checked())
             self.over = True
         else:
-            asked = self._asked = self._lobby.opener
-            self._intake.begin(INITIAL, [asked], self._lobby.joined[asked].layout, None)
-            self._send(asked, Propose())
+            self._begin_when_all_is_there()
 
     def _offered(self, site: str, offer: Offer) -> None:
         if self._intake.has(site, offer):
@@ -253,18 +253,23 @@ class Run:
         if isinstance(weights, Refusal):
             self._reject(weights)
         elif parcel.offer.round_number == INITIAL:
-            self._begin(parcel, stream, weights.layout)
+            self._opening.arrived(Initial(parcel, stream, weights.layout))
+            self._begin_when_all_is_there()
         else:
             self._admit(parcel, weights)
 
-    def _begin(self, parcel: Parcel, stream: bytes, layout: Layout) -> None:
-        """Start from the weights of the site that was asked."""
-        assert parcel.path is not None  # noqa: S101 - only a later one may be short
-        self._worker.small = parcel.offer.num_bytes <= SHORT_BYTES
+    def _begin_when_all_is_there(self) -> None:
+        """Start from the weights of the site that was asked, once they are here."""
+        initial = self._opening.advance()
+        if initial is None:
+            return
+        path, offer = initial.parcel.path, initial.parcel.offer
+        assert path is not None  # noqa: S101 - only a later one may be short
+        self._worker.small = offer.num_bytes <= SHORT_BYTES
         self._aggregator = Aggregator(
-            self._plan, layout, self._strategy, self._spool, self._worker.each
+            self._plan, initial.layout, self._strategy, self._spool, self._worker.each
         )
-        self._open_round(self._aggregator.first(parcel.path, stream), 0)
+        self._open_round(self._aggregator.first(path, initial.stream), 0)
 
     def _admit(self, parcel: Parcel, weights: ModelState) -> None:
         """Let an update count, and fold what is next in the cohort's order."""
@@ -314,13 +319,13 @@ class Run:
         self._updates.clear()
         self._complete = False
         least = self._plan.selection.least
-        self._round = Round(number, self._lobby.present, quorum=least)
+        self._round = Round(number, self.lobby.present, quorum=least)
         cohort = () if self._finished else self._round.cohort
         self._intake.begin(number, cohort, model.weights.layout, model)
         self._distribution = Distribution(
             model, number, final=self._finished, send=self._send, report=self._report
         )
-        for site in sorted(self._lobby.present):
+        for site in sorted(self.lobby.present):
             self._distribution.announce(site)
         self._worker.do(
             partial(blake3_of, model.model.path),
@@ -349,7 +354,7 @@ class Run:
 
     def _serve(self, site: str, want: Want) -> None:
         """Send what a site asks for of the global model."""
-        if self._distribution is None or site not in self._lobby.present:
+        if self._distribution is None or site not in self.lobby.present:
             _log.info("ignored that site %r wants a model", site)
         else:
             self._distribution.serve(site, want)
@@ -359,12 +364,12 @@ class Run:
         if refusal is None:
             return
         site = refusal.site
-        self._refuse(refusal)
+        self._guests.refuse(refusal)
         self._intake.forget(site)
         if self._round is None:
-            self.abort(str(refusal), failed_site=site)
+            self._left_early(site, str(refusal))
         else:
-            self._lobby.present.discard(site)
+            self.lobby.present.discard(site)
             self._go_on_without(self._round, site, str(refusal))
 
     def _go_on_without(self, current: Round, site: str, reason: str) -> None:
@@ -372,7 +377,7 @@ class Run:
         current.lose(site)
         least = self._plan.selection.least
         last = current.number + 1 == self._plan.rounds
-        if current.hopeless or (not last and len(self._lobby.present) < least):
+        if current.hopeless or (not last and len(self.lobby.present) < least):
             reason = (
                 f"round {current.number}: {reason}. The quorum of {least} cannot be "
                 "reached; set selection.quorum in the plan to go on without it"
@@ -381,20 +386,15 @@ class Run:
         else:
             self._go_on(current)
 
-    def _refuse(self, refusal: Refusal) -> None:
-        self._observer(SiteRefused(refusal))
-        refused = self._refused[refusal.site] = Refused(refusal=refusal)
-        self._send(refusal.site, refused)
-
     def _leave(self, site: str, message: Leave) -> None:
-        if site in self._lobby.present:
+        if site in self.lobby.present:
             self._final_metrics[site] = message.metrics
         self._send(site, Bye())
         self.site_left(site, message.reason, failed=message.failed)
 
     def _end_when_all_left(self) -> None:
         """End, once the final model is on record and nobody needs it any more."""
-        if self._lobby.present or self.result.rounds != self._plan.rounds:
+        if self.lobby.present or self.result.rounds != self._plan.rounds:
             return
         self.result = parting(self.result, self._final_metrics, self._weights)
         self.over = True

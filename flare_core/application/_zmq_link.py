@@ -30,6 +30,7 @@ from flare_core.application._edge import Edge
 from flare_core.application._link import Proposal
 from flare_core.application._manifest import Manifest
 from flare_core.application._mirror import Mirror, Mirrors
+from flare_core.application._secured import secured_as
 from flare_core.application._spool import Spool
 from flare_core.communication import (
     INITIAL,
@@ -83,9 +84,11 @@ class ZmqLink:
     def plan(self) -> Plan:
         """Return the run's plan; asked for once."""
         if self._plan is None:
-            hello = Hello(site=self._site.name, session=_random())
-            patience_s = self._site.patience_s
-            self._courier = Courier(self._site.server, hello, patience_s=patience_s)
+            site = self._site
+            hello = Hello(site=site.name, session=_random(), run=site.run)
+            self._courier = Courier(
+                site.server, hello, patience_s=site.patience_s, secured=secured_as(site)
+            )
             welcome = self._sure(self._courier.ask(hello, Welcome), Welcome)
             self._plan = welcome.plan
             self._edge = Edge(self._site, welcome.plan.encoding, run=welcome.run)

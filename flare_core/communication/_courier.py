@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, final
 
-from flare_core._errors import ServerUnreachableError
+from flare_core._errors import AccessDeniedError, ServerUnreachableError
 from flare_core.communication._messages import (
     Hello,
     Offer,
@@ -69,7 +69,7 @@ class Courier:
         self._orders: deque[tuple[_Order, _Outcomes]] = deque()
         self._outcomes: _Outcomes | None = None
         self._early: _Outcome | None = None
-        self._closing = self._lost = False
+        self._closing = self._lost = self._met = False
         self._heard = self._spoke = self._connect_at = time.monotonic()
         self._backoff_s = _RECONNECT_S
         self._thread = threading.Thread(
@@ -145,6 +145,10 @@ class Courier:
         frames = self._socket.receive(timeout_s=self._timeout_s())
         if frames is not None:
             self._received(frames)
+        elif self._socket.denied:
+            self._socket.disconnect()
+            self._connect_at = math.inf
+            raise AccessDeniedError(self._site, self._address)
         elif self._socket.broken:
             self._disconnected()
         else:
@@ -163,6 +167,7 @@ class Courier:
 
     def _received(self, frames: Sequence[Frame]) -> None:
         self._heard = time.monotonic()
+        self._met = True
         if self._lost:
             self._lost = False
             self._backoff_s = _RECONNECT_S
@@ -192,10 +197,9 @@ class Courier:
         self._backoff_s = min(2 * self._backoff_s, _RECONNECT_MAX_S)
         if not self._lost and not self._session.parted:
             self._lost = True
+            what = "lost the connection" if self._met else "no connection yet"
             _log.warning(
-                "site %r: lost the connection to %s; trying again",
-                self._site,
-                self._address,
+                "site %r: %s to %s; trying again", self._site, what, self._address
             )
 
     def _reconnect(self) -> None:

@@ -70,11 +70,14 @@ class Hello(_Message, frozen=True):
         site: Its name.
         session: Random; the same one after a break, so that the site is known again.
         run: The run it takes part in; empty if it does not know it yet.
+        connection: Counts the connections of the session: a hello that was on its way
+            when its connection broke may be read after that of the next one.
     """
 
     site: SiteName
     session: StreamId
     run: str = ""
+    connection: NumBytes = 0
     protocol: int = PROTOCOL
 
 
@@ -182,6 +185,18 @@ class Ping(_Message, frozen=True):
     answer: bool = True
 
 
+class Ask(_Message, frozen=True):
+    """Somebody wants something that is no part of a run.
+
+    Attributes:
+        number: Counts his requests, so that an answer is known.
+        request: What he wants, in msgpack; see `decode_request`.
+    """
+
+    number: NumBytes
+    request: msgspec.Raw
+
+
 class Welcome(_Message, frozen=True):
     """The plan of the run, and how to take part.
 
@@ -264,6 +279,25 @@ class Pong(_Message, frozen=True):
     """I am here."""
 
 
+class Answer(_Message, frozen=True):
+    """What was asked for.
+
+    Attributes:
+        number: Of the request.
+        reply: In msgpack; what it is depends on the request.
+    """
+
+    number: NumBytes
+    reply: msgspec.Raw
+
+
+class Denied(_Message, frozen=True):
+    """What was asked for will not be done, and why."""
+
+    number: NumBytes
+    reason: str
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -280,7 +314,7 @@ class Chunk:
     frames: Sequence[Frame]
 
 
-ToServer: TypeAlias = Hello | Join | Offer | Want | Commit | Leave | Ping
+ToServer: TypeAlias = Hello | Join | Offer | Want | Commit | Leave | Ping | Ask
 ToSite: TypeAlias = (
     Welcome
     | Propose
@@ -292,6 +326,8 @@ ToSite: TypeAlias = (
     | Checked
     | Bye
     | Pong
+    | Answer
+    | Denied
 )
 _Sentence = TypeVar("_Sentence")
 

@@ -65,7 +65,7 @@ class Session:
         self.parted = False
         self.ping_s = math.inf
         self._hello = hello
-        self._run = ""
+        self._run = hello.run
         self._request: ToServer | None = None
         self._wanted = _NOTHING
         self._outgoing = Outgoing([])
@@ -106,9 +106,11 @@ class Session:
     def connected(self) -> None:
         """Say again, on a new connection, what the server may not have heard."""
         self.outbox.clear()
-        self._say(
-            Hello(site=self._hello.site, session=self._hello.session, run=self._run)
+        again = self._hello.connection + 1
+        self._hello = msgspec.structs.replace(
+            self._hello, run=self._run, connection=again
         )
+        self._say(self._hello)
         if self._incoming is not None:
             self._incoming.interrupted()
             self._want(self._incoming)

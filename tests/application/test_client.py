@@ -52,9 +52,9 @@ def test_a_server_that_answers_pings_is_waited_for(
         assert hello is not None
         for _ in range(8):  # a ping comes each tenth of a second
             assert server.receive(timeout_s=WAIT_S) is not None
-            server.send(hello[0], encode(Pong()))
+            server.send(hello.peer, encode(Pong()))
 
-        server.send(hello[0], encode(Welcome(plan=plan(rounds=5), run="r")))
+        server.send(hello.peer, encode(Welcome(plan=plan(rounds=5), run="r")))
 
         assert plan_of_the_run.result(WAIT_S).rounds == 5
 
@@ -69,7 +69,7 @@ def test_an_answer_that_makes_no_sense_is_a_protocol_error(
         hello = server.receive(timeout_s=WAIT_S)
         assert hello is not None
 
-        server.send(hello[0], answer)
+        server.send(hello.peer, answer)
 
         assert isinstance(asking.exception(WAIT_S), flare.ProtocolError)
 

@@ -50,15 +50,15 @@ def test_a_good_bye_is_not_mistaken_for_the_model_before_it(
         asked = pool.submit(link.plan)
         hello = server.receive(timeout_s=WAIT_S)
         assert hello is not None
-        server.send(hello[0], encode(Welcome(plan=plan(), run="r")))
+        server.send(hello.peer, encode(Welcome(plan=plan(), run="r")))
         asked.result(WAIT_S)
         model_is_out = Start(round_number=0, stream=bytes(16), num_bytes=8)
-        server.send(hello[0], encode(model_is_out))
+        server.send(hello.peer, encode(model_is_out))
 
         left = pool.submit(link.leave, {}, reason="interrupted", failed=True)
         server.receive(timeout_s=WAIT_S)
-        server.send(hello[0], encode(Chunk(bytes(16), 0, [bytes(8)])))
-        server.send(hello[0], encode(Bye()))
+        server.send(hello.peer, encode(Chunk(bytes(16), 0, [bytes(8)])))
+        server.send(hello.peer, encode(Bye()))
 
         assert left.result(WAIT_S) is None
 

@@ -263,7 +263,7 @@ def test_a_site_may_leave_when_the_server_is_gone(
         asked = pool.submit(link.plan)
         hello = server.receive(timeout_s=WAIT_S)
         assert hello is not None
-        server.send(hello[0], encode(Welcome(plan=plan(), run="r")))
+        server.send(hello.peer, encode(Welcome(plan=plan(), run="r")))
         asked.result(WAIT_S)
 
     with caplog.at_level(logging.INFO, logger="flare_core"):

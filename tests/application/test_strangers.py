@@ -458,4 +458,4 @@ def test_a_site_of_another_run_is_turned_away(stranger: Stranger) -> None:
     answer = stranger.hear()
 
     assert isinstance(answer, Aborted)
-    assert "takes part in run yesterday's, and this server plays run" in answer.reason
+    assert "takes part in run yesterday's, and that is none of" in answer.reason

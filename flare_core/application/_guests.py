@@ -1,0 +1,48 @@
+"""Who knows the plan of a run, and who was refused."""
+
+from typing import final
+
+from flare_core._errors import Refusal
+from flare_core.application._distribution import Send
+from flare_core.application._events import Observer, SiteRefused
+from flare_core.communication import Aborted, Refused, Welcome
+
+
+@final
+class Guests:
+    """Greets sites, and tells them of what concerns them even before they join.
+
+    Args:
+        welcome: What a site is told when it says hello.
+        send: How to reach a site.
+        observer: Told of refusals.
+    """
+
+    def __init__(self, welcome: Welcome, send: Send, observer: Observer) -> None:
+        self._welcome = welcome
+        self._send = send
+        self._observer = observer
+        self._welcomed: set[str] = set()
+        self._refused: dict[str, Refused] = {}
+
+    def greet(self, site: str) -> None:
+        """Send the plan to a site."""
+        self._welcomed.add(site)
+        self._send(site, self._welcome)
+        if refused := self._refused.get(site):  # it may have been lost on its way
+            self._send(site, refused)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Tell a site, and the record, that something of it is not accepted."""
+        self._observer(SiteRefused(refusal))
+        self._refused[refusal.site] = refused = Refused(refusal=refusal)
+        self._send(refusal.site, refused)
+
+    def forgive(self, site: str) -> None:
+        """Let a site that was refused try again."""
+        self._refused.pop(site, None)
+
+    def dismiss(self, reason: str) -> None:
+        """Tell all that the run ends here."""
+        for site in sorted(self._welcomed):  # one may still be loading its model
+            self._send(site, Aborted(reason=reason))

@@ -1,0 +1,276 @@
+"""One socket, one thread, any number of runs: messages come in, models go out."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import final
+
+from flare_core._errors import ProtocolError
+from flare_core._plan import Plan
+from flare_core.application._desk import Asker, Desk, NoDesk
+from flare_core.application._events import Observer
+from flare_core.application._sessions import Session, Sessions
+from flare_core.application._stage import Stage
+from flare_core.communication import (
+    Aborted,
+    Access,
+    Ask,
+    Chunk,
+    Hello,
+    Ping,
+    Pong,
+    Received,
+    ToServer,
+    ToSite,
+    ZmqRouter,
+    decode_to_server,
+    encode,
+)
+
+_log = logging.getLogger(__name__)
+_PINGS = 4
+"""A site that is given up was silent for so many of the times it should have spoken."""
+
+
+@final
+class Host:
+    """Plays runs with the sites that connect.
+
+    Args:
+        address: Where to listen; port 0 takes any free one.
+        access: Decides who is let in, under CURVE; without it, this machine only.
+        desk: Answers what is no part of a run, and says who may take part in one.
+        patience_s: Seconds without a word after which a site is given up; however long
+            it trains, it says something four times as often.
+        num_threads: Cores that each run may average on.
+
+    Raises:
+        ConfigurationError: If the address cannot be had.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        access: Access | None = None,
+        desk: Desk | None = None,
+        patience_s: float,
+        num_threads: int,
+    ) -> None:
+        self._patience_s = patience_s
+        self._num_threads = num_threads
+        self._desk: Desk = desk or NoDesk()
+        self._sessions = Sessions()
+        self._stages: dict[str, Stage] = {}
+        self._over: set[str] = set()
+        self._orders: deque[Callable[[], object]] = deque()
+        self._closers: list[threading.Thread] = []
+        self._router = ZmqRouter(address, access=access)
+
+    @property
+    def endpoint(self) -> str:
+        """The address that sites connect to, with its real port."""
+        return self._router.endpoint
+
+    def listen(self, address: str) -> None:
+        """Listen at another address, too; before `serve` only."""
+        self._router.listen(address)
+
+    def open(
+        self,
+        name: str,
+        plan: Plan,
+        *,
+        spool: Path,
+        observer: Observer,
+        preflight: bool = False,
+        share_spool: bool = False,
+        patient: bool = False,
+    ) -> Stage:
+        """Open a run; its arguments are those of `Stage`.
+
+        Before `serve`, or on its thread.
+        """
+        stage = self._stages[name] = Stage(
+            name,
+            plan,
+            spool=spool,
+            observer=observer,
+            send=partial(self._send, name),
+            post=self.post,
+            ping_s=self._patience_s / _PINGS,
+            num_threads=self._num_threads,
+            preflight=preflight,
+            share_spool=share_spool,
+            patient=patient,
+        )
+        return stage
+
+    def stage(self, name: str) -> Stage | None:
+        """Return where a run is played; None if it is not, or no more."""
+        return self._stages.get(name)
+
+    def post(self, order: Callable[[], object]) -> None:
+        """Have something done on the server's thread, soon; from any thread."""
+        self._orders.append(order)
+        self._router.wake()
+
+    def reply(self, peer: bytes, message: ToSite) -> None:
+        """Answer a connection; on the server's thread only."""
+        self._router.send(peer, encode(message))
+
+    def cut_off(self, user: str) -> None:
+        """End all that somebody takes part in; on the server's thread only."""
+        self._router.cut_off(user)
+        for session in [one for one in self._sessions if one.site == user]:
+            self._lose(session, "its key was revoked")
+
+    def serve(self, *, until: Callable[[], bool]) -> None:
+        """Play, until something is so."""
+        look_s = self._patience_s / _PINGS
+        look_at = time.monotonic() + look_s
+        while not until():
+            began = time.monotonic()
+            received = self._router.receive(timeout_s=look_s)
+            while self._orders:
+                self._orders.popleft()()
+            if received is not None:
+                self._handle(received)
+            spent_s = time.monotonic() - began
+            if spent_s > 2 * look_s:  # it was this server that said nothing
+                self._sessions.excuse(spent_s)
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + look_s
+                self._desk.tick()
+                for session in self._sessions.silent_since(began - self._patience_s):
+                    reason = f"nothing was heard of it for {self._patience_s:g} s"
+                    self._lose(session, reason)
+            self._close_what_is_over()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End all runs; those that are not over fail by the error."""
+        for stage in self._stages.values():
+            if error is not None and not stage.run.over:
+                stage.fail(error)
+            stage.end()
+            stage.close()
+        for closer in self._closers:
+            closer.join()
+        self._router.close()
+
+    def _handle(self, received: Received) -> None:
+        try:
+            message = decode_to_server(received.frames)
+        except ProtocolError as exc:
+            count = len(received.frames)
+            _log.info("ignored %d frames from a stranger: %s", count, exc)
+            self._desk.garbage(received.user, str(exc))
+            return
+        peer = received.peer
+        if isinstance(message, Hello):
+            self._greet(received, message)
+        elif isinstance(message, Ask):
+            answer = self._desk.answer(Asker(received.user, peer), message)
+            if answer is not None:
+                self.reply(peer, answer)
+        elif (session := self._sessions.of_peer(peer)) is not None:
+            self._hear(session, message)
+        else:
+            self._turn_away(peer, message)
+
+    def _hear(self, session: Session, message: ToServer | Chunk) -> None:
+        session.heard = time.monotonic()
+        if isinstance(message, Ping):
+            if message.answer:
+                self.reply(session.peer, Pong())
+        elif not session.stage.run.over:
+            session.stage.do(lambda: session.stage.run.receive(session.site, message))
+
+    def _greet(self, received: Received, hello: Hello) -> None:
+        objection = self._desk.objection(received.user, hello.site)
+        stage = None if objection else self._stage_for(hello)
+        if isinstance(stage, Stage):
+            known = self._sessions.of_site(stage.name, hello.site)
+            if known is None or known.hello.session != hello.session:
+                objection = self._objection(received.peer, hello, stage)
+            elif hello.connection < known.hello.connection:
+                return  # it has come back over another one since
+        if objection or not isinstance(stage, Stage):
+            reason = objection or str(stage)
+            self.reply(received.peer, Aborted(reason=reason))
+            return
+        self._sessions.open(stage, hello, received.peer)
+        stage.do(lambda: stage.run.welcome(hello.site))
+
+    def _stage_for(self, hello: Hello) -> Stage | str:
+        """Return where the run is played that a site means; or why there is none."""
+        found = self._stages.get(hello.run)
+        if found is not None:
+            return found
+        if hello.run:
+            return self._no_run(hello)
+        stages = list(self._stages.values())
+        if len(stages) != 1:
+            stages = [one for one in stages if one.run.lobby.awaits(hello.site)]
+        if not stages:
+            return f"no run awaits site {hello.site!r}; `flare run create` makes one"
+        if len(stages) > 1:
+            names = ", ".join(sorted(stage.name for stage in stages))
+            return (
+                f"several runs await site {hello.site!r}: {names}; name one of them "
+                "with `flare run --run NAME`"
+            )
+        return stages[0]
+
+    def _no_run(self, hello: Hello) -> str:
+        what = "is over" if hello.run in self._over else "is none of this server's"
+        here = ", ".join(sorted(self._stages)) or "none"
+        return (
+            f"site {hello.site!r} takes part in run {hello.run}, and that {what}; this "
+            f"server plays {here}; start the site's script again"
+        )
+
+    def _objection(self, peer: bytes, hello: Hello, stage: Stage) -> str:
+        other = self._sessions.of_peer(peer)
+        if other is not None and (other.site, other.stage) != (hello.site, stage):
+            return f"this connection is that of site {other.site!r} already"
+        return stage.run.lobby.objection(hello)
+
+    def _turn_away(self, peer: bytes, message: ToServer | Chunk) -> None:
+        """End the wait of a peer that is no site, or is one no more."""
+        if isinstance(message, Chunk):
+            return  # what was on its way when the connection broke
+        _log.info("turned away %s of a peer that said no hello", message)
+        reason = (
+            "the server does not know this connection: it was given up, or the server "
+            "was started again, or another site has taken the same name"
+        )
+        self.reply(peer, Aborted(reason=reason))
+
+    def _lose(self, session: Session, reason: str) -> None:
+        """Give a site up."""
+        self._sessions.close(session)
+        run = session.stage.run
+        if session.site in run.lobby.present:
+            session.stage.do(lambda: run.site_left(session.site, reason, failed=True))
+
+    def _close_what_is_over(self) -> None:
+        for stage in [one for one in self._stages.values() if one.run.over]:
+            stage.end()
+            self._sessions.close_all_of(stage)
+            self._over.add(stage.name)
+            del self._stages[stage.name]
+            closer = threading.Thread(target=stage.close, name=f"flare-{stage.name}")
+            closer.start()
+            self._closers = [one for one in self._closers if one.is_alive()]
+            self._closers.append(closer)
+
+    def _send(self, run: str, site: str, message: ToSite | Chunk) -> None:
+        """Send a message; a site whose connection broke will ask for it again."""
+        session = self._sessions.of_site(run, site)
+        if session is not None:
+            self._router.send(session.peer, encode(message))

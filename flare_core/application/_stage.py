@@ -1,0 +1,123 @@
+"""One run on a server, with the threads and files that it needs."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import final
+
+from flare_core._errors import ConfigurationError
+from flare_core._plan import Plan
+from flare_core.application._distribution import Send
+from flare_core.application._events import Observer, RunEnded, RunOpened
+from flare_core.application._run import Run
+from flare_core.application._spool import Spool
+from flare_core.application._worker import Post, Worker
+from flare_core.communication import Welcome
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class Stage:
+    """Where a run is played; what goes wrong there ends this run and no other.
+
+    Args:
+        name: Of the run.
+        plan: What is played.
+        spool: The folder for what is underway; it is made, and removed at the end.
+        observer: Told of everything that happens.
+        send: How to reach a site of this run.
+        post: Has something called on the server's thread.
+        ping_s: How often a site says that it lives.
+        num_threads: Cores to average on.
+        preflight: Whether to compare the sites only.
+        share_spool: Whether sites may put their updates into the spool themselves.
+        patient: Whether sites may come and go before round 0.
+
+    Attributes:
+        name: Of the run.
+        run: What is played.
+        error: What went wrong on the server, if something did.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        *,
+        spool: Path,
+        observer: Observer,
+        send: Send,
+        post: Post,
+        ping_s: float,
+        num_threads: int,
+        preflight: bool = False,
+        share_spool: bool = False,
+        patient: bool = False,
+    ) -> None:
+        self.name = name
+        self.error: BaseException | None = None
+        self._plan = plan
+        self._observer = observer
+        self._folder = spool
+        self._files = Spool(spool / name)
+        self._made = self._ended = False
+        self._worker = Worker(
+            lambda job: post(lambda: self.do(job)), num_threads=num_threads
+        )
+        self.run = Run(
+            Welcome(plan=plan, run=name, ping_s=ping_s),
+            spool=self._files,
+            share=share_spool,
+            send=send,
+            worker=self._worker,
+            observer=observer,
+            preflight=preflight,
+            patient=patient,
+        )
+
+    def open(self, endpoint: str) -> None:
+        """Make the folders, and say that the run is open.
+
+        Raises:
+            ConfigurationError: If there is no room for the folders.
+        """
+        try:
+            self._folder.mkdir(parents=True, mode=0o700)
+            self._files.make()
+        except OSError as exc:
+            msg = f"cannot make the folder {self._folder}: {exc.strerror}"
+            raise ConfigurationError(msg) from exc
+        self._made = True
+        self._observer(RunOpened(self._plan, endpoint))
+
+    def do(self, act: Callable[[], object]) -> None:
+        """Do something for this run; on the server's thread only."""
+        if self._ended:
+            return
+        try:
+            act()
+        except Exception as exc:  # noqa: BLE001 - other runs are to go on
+            self.fail(exc)
+
+    def fail(self, error: BaseException) -> None:
+        """End the run because of the server's own failure."""
+        self.error = self.error or error
+        _log.error("run %s: the server failed", self.name, exc_info=error)
+        self.run.abort(f"the server failed: {type(error).__name__}: {error}")
+
+    def end(self) -> None:
+        """Say that the run is over; on the server's thread only, once."""
+        if self._ended:
+            return
+        if self.error is None and self.run.over:
+            self.do(lambda: self._observer(RunEnded(self.run.result)))
+        self._ended = True
+
+    def close(self) -> None:
+        """End its threads and remove its folder; after `end`, from any thread."""
+        self._worker.close()
+        self.run.close()
+        if self._made:  # else the folder is another server's
+            shutil.rmtree(self._folder, ignore_errors=True)

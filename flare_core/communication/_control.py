@@ -1,0 +1,114 @@
+"""Asks a server for what is no part of a run, and waits for the answer."""
+
+import time
+from types import TracebackType
+from typing import Self, TypeVar, final
+
+import msgspec
+
+from flare_core._errors import (
+    AccessDeniedError,
+    ProtocolError,
+    RequestDeniedError,
+    ServerUnreachableError,
+)
+from flare_core.communication._messages import (
+    Answer,
+    Ask,
+    Denied,
+    decode_to_site,
+    encode,
+)
+from flare_core.communication._requests import Request
+from flare_core.communication._zmq import Secured, ZmqDealer
+
+_AGAIN_S = 1.0
+_Reply = TypeVar("_Reply")
+
+
+@final
+class Control:
+    """A line to a server's desk, for one thread.
+
+    Args:
+        address: The server's.
+        name: Who asks, for the errors.
+        secured: His keys.
+        patience_s: Seconds to wait for a server that is not there.
+
+    Raises:
+        ConfigurationError: If that is no address.
+    """
+
+    def __init__(
+        self, address: str, *, name: str, secured: Secured, patience_s: float = 10.0
+    ) -> None:
+        self._address = address
+        self._name = name
+        self._patience_s = patience_s
+        self._number = 0
+        self._socket = ZmqDealer(address, secured=secured)
+
+    def ask(
+        self, request: Request, reply: type[_Reply], *, wait_s: float | None = None
+    ) -> _Reply:
+        """Return the answer.
+
+        What was asked is asked again after a break, so it may be done twice.
+
+        Args:
+            request: What is wanted.
+            reply: What answers it.
+            wait_s: Seconds that the answer may take; the line's patience if None.
+
+        Raises:
+            RequestDeniedError: If the server will not do it.
+            AccessDeniedError: If the server does not know the key.
+            ServerUnreachableError: If nobody answers in time.
+            ProtocolError: If what answers makes no sense.
+        """
+        self._number += 1
+        ask = Ask(
+            number=self._number, request=msgspec.Raw(msgspec.msgpack.encode(request))
+        )
+        deadline = time.monotonic() + (self._patience_s if wait_s is None else wait_s)
+        self._socket.send(encode(ask))
+        while time.monotonic() < deadline:
+            frames = self._socket.receive(timeout_s=_AGAIN_S)
+            if frames is not None:
+                message = decode_to_site(frames)
+                if isinstance(message, Answer) and message.number == self._number:
+                    return _decoded(message, reply)
+                if isinstance(message, Denied) and message.number == self._number:
+                    raise RequestDeniedError(message.reason)
+            elif self._socket.denied:
+                raise AccessDeniedError(self._name, self._address)
+            elif self._socket.broken:
+                self._socket.disconnect()
+                self._socket.receive(timeout_s=_AGAIN_S / 4)
+                self._socket.connect()
+                self._socket.send(encode(ask))
+        raise ServerUnreachableError(self._address, self._patience_s)
+
+    def close(self) -> None:
+        """Close the line."""
+        self._socket.close(abandon=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _decoded(answer: Answer, reply: type[_Reply]) -> _Reply:
+    try:
+        return msgspec.msgpack.decode(answer.reply, type=reply)
+    except msgspec.DecodeError as exc:
+        msg = f"the server's answer makes no sense: {exc}; is it of another version?"
+        raise ProtocolError(msg) from exc

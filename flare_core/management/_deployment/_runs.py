@@ -1,0 +1,223 @@
+"""The runs of a server: made, played, stopped, and read."""
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import final
+
+import msgspec
+from rich.console import Console
+
+from flare_core._errors import FlareError, RequestDeniedError
+from flare_core._plan import Plan
+from flare_core.application import (
+    Event,
+    Host,
+    Published,
+    RoundPlayed,
+    RunEnded,
+    SiteJoined,
+    SiteLeft,
+    SiteRefused,
+)
+from flare_core.communication import CHUNK_BYTES, Piece, RunFile, RunInfo, State
+from flare_core.management._deployment._store import Store
+from flare_core.management._deployment._trail import Trail
+from flare_core.management._line_display import LineDisplay
+from flare_core.management._run_folder import RunFolder
+
+_OPEN: tuple[State, ...] = ("waiting", "playing")
+
+
+@final
+class Runs:
+    """Opens runs on a host and keeps how they stand; for the server's thread.
+
+    Args:
+        host: Plays them.
+        store: Where they are kept.
+        folder: Gets a folder for each.
+        trail: Told of what happens.
+        changed: Called when there may be news for who waits for some.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        store: Store,
+        folder: Path,
+        trail: Trail,
+        changed: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._store = store
+        self._folder = folder
+        self._trail = trail
+        self._changed = changed
+        self._infos = {info.name: info for info in store.runs()}
+        self._closing = False
+
+    def reopen(self) -> None:
+        """Open again what waited when the server ended; give up what was played."""
+        for info in self.all():
+            if info.state == "waiting":
+                self._open(info)
+            elif info.state == "playing":
+                error = "the server was stopped while it was played"
+                self._keep(info.name, state="failed", error=error)
+
+    def create(self, name: str, plan: Plan, *, creator: str) -> None:
+        """Open a run for sites to join.
+
+        Raises:
+            RequestDeniedError: If there was one of that name, or the plan is no good.
+        """
+        known = self._infos.get(name)
+        if known is not None:
+            if (known.plan, known.creator) == (plan, creator):
+                return  # asked twice
+            msg = (
+                f"a run is called {name!r} already, and a name is for ever; choose "
+                "another one with --name"
+            )
+            raise RequestDeniedError(msg)
+        info = RunInfo(
+            name=name, plan=plan, state="waiting", creator=creator, created=time.time()
+        )
+        self._trail.note("run created", run=name, user=creator, plan=plan.fingerprint)
+        try:
+            self._open(info)
+        except FlareError as exc:
+            raise RequestDeniedError(str(exc)) from exc
+        self._store.add_run(info)
+        self._infos[name] = info
+        self._changed()
+
+    def stop(self, name: str, reason: str, *, user: str) -> None:
+        """End a run for all.
+
+        Raises:
+            RequestDeniedError: If it is none, or is over.
+        """
+        stage = self._host.stage(name)
+        info = self.info(name)
+        if stage is None or info.state not in _OPEN:
+            msg = f"run {name!r} is {info.state} already"
+            raise RequestDeniedError(msg)
+        self._trail.note("run stopped", run=name, user=user, reason=reason)
+        stage.do(partial(stage.run.abort, f"stopped by {user}: {reason}"))
+        self._keep(name, state="stopped", error=f"stopped by {user}: {reason}")
+
+    def close(self, reason: str) -> None:
+        """End all; those that have not begun are opened again with the next start."""
+        self._closing = True
+        for info in self.all():
+            stage = self._host.stage(info.name)
+            if stage is not None:
+                stage.do(partial(stage.run.abort, reason))
+                if info.state == "playing":
+                    self._keep(info.name, state="failed", error=reason)
+
+    def all(self) -> list[RunInfo]:
+        """Return all runs, in the order they were made."""
+        return list(self._infos.values())
+
+    def info(self, name: str) -> RunInfo:
+        """Return how a run stands.
+
+        Raises:
+            RequestDeniedError: If there is none of that name.
+        """
+        if name not in self._infos:
+            known = ", ".join(self._infos) or "none"
+            msg = f"no run is called {name!r}; there are {known}"
+            raise RequestDeniedError(msg)
+        return self._infos[name]
+
+    def awaiting(self, site: str) -> list[str]:
+        """Return the runs that a site may join."""
+        stages = ((name, self._host.stage(name)) for name in self._infos)
+        return [
+            name
+            for name, stage in stages
+            if stage is not None and stage.run.lobby.awaits(site)
+        ]
+
+    def read(self, name: str, file: RunFile, offset: int) -> Piece:
+        """Return a piece of a file of a run's record.
+
+        Raises:
+            RequestDeniedError: If it is not there (yet).
+        """
+        info = self.info(name)
+        growing = info.state in _OPEN
+        try:
+            with (self._folder / name / file).open("rb") as opened:
+                size = os.fstat(opened.fileno()).st_size
+                opened.seek(offset)
+                content = opened.read(CHUNK_BYTES // 2)
+        except OSError as exc:
+            msg = f"run {name!r} is {info.state} and has no {file} ({exc.strerror})"
+            raise RequestDeniedError(msg) from exc
+        return Piece(content=content, size=size, growing=growing)
+
+    def _open(self, info: RunInfo) -> None:
+        folder = self._folder / info.name
+        record = RunFolder(folder)
+        log = (folder / "progress.log").open("a", encoding="utf-8", buffering=1)
+        console = Console(file=log, width=1000)
+        sites = [""] * info.plan.selection.sites
+        show = LineDisplay(console).watch(sites, info.plan.rounds)
+
+        def observe(event: Event) -> None:
+            record(event)
+            show(event)
+            self._trail.event(info.name, event)
+            self._follow(info.name, event)
+            if isinstance(event, RunEnded):
+                log.close()
+            self._changed()
+
+        stage = self._host.open(
+            info.name,
+            info.plan,
+            spool=folder / "spool",
+            observer=observe,
+            patient=True,
+        )
+        stage.open(self._host.endpoint)
+
+    def _follow(self, name: str, event: Event) -> None:
+        info = self._infos[name]
+        match event:
+            case SiteJoined():
+                self._infos[name] = _with(info, sites=sorted({*info.sites, event.site}))
+            case SiteLeft():
+                self._infos[name] = _without(info, event.site)
+            case SiteRefused():
+                self._infos[name] = _without(info, event.refusal.site)
+            case Published():
+                self._keep(name, state="playing", blake3=event.blake3)
+            case RoundPlayed():
+                self._keep(name, rounds=event.record.round + 1)
+            case RunEnded() if info.state in _OPEN and not self._closing:
+                error = event.result.error
+                self._keep(name, state="failed" if error else "finished", error=error)
+            case _:
+                pass
+
+    def _keep(self, name: str, **changes: str | int) -> None:
+        info = self._infos[name] = _with(self._infos[name], **changes)
+        self._store.update_run(
+            name, info.state, rounds=info.rounds, blake3=info.blake3, error=info.error
+        )
+
+
+def _with(info: RunInfo, **changes: object) -> RunInfo:
+    return msgspec.structs.replace(info, **changes)
+
+
+def _without(info: RunInfo, site: str) -> RunInfo:
+    return _with(info, sites=[one for one in info.sites if one != site])

@@ -1,0 +1,62 @@
+"""The settings of a server, as a file in TOML."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from flare_core._errors import ConfigurationError
+from flare_core.communication import Limits
+
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class ServerSettings(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+    """What ``server.toml`` says; a key nobody knows is an error.
+
+    Attributes:
+        listen: Where the server listens, e.g. ``"tcp://0.0.0.0:8470"``.
+        address: Where sites find it, e.g. ``"tcp://flare.example.org:8470"``; it
+            stands in the invitations.  If empty, where the server listens.
+        patience_s: Seconds without a word after which a site is given up.
+        num_threads: Cores that each run may average on; 0 takes up to four.
+        old_key_s: Seconds for which a key that was changed still opens the door, so
+            that no run in progress is lost.
+        limits: What one peer may take of the server.
+    """
+
+    listen: str
+    address: str = ""
+    patience_s: _Positive = 60.0
+    num_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    old_key_s: _Positive = 86_400.0
+    limits: Limits = Limits()
+
+
+def read_settings(path: Path) -> ServerSettings:
+    """Return the settings in a file.
+
+    Raises:
+        ConfigurationError: If it cannot be read, a key is unknown, or a value does not
+            fit.
+    """
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=ServerSettings)
+    except OSError as exc:
+        msg = (
+            f"settings {path}: {exc.strerror}; `flare server init {path.parent}` "
+            "makes a server there"
+        )
+        raise ConfigurationError(msg) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        known = ", ".join(
+            (*ServerSettings.__struct_fields__, *_limits(Limits.__struct_fields__))
+        )
+        msg = f"settings {path}: {exc}; the keys are {known}"
+        raise ConfigurationError(msg) from exc
+
+
+def _limits(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"limits.{name}" for name in names)

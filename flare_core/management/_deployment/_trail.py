@@ -1,0 +1,116 @@
+"""What goes into the audit log of a server, in its words."""
+
+import time
+from typing import Protocol, final
+
+from flare_core.application import (
+    Event,
+    Published,
+    RoundPlayed,
+    RunEnded,
+    SiteJoined,
+    SiteLeft,
+    SiteRefused,
+)
+from flare_core.communication import TurnedAway
+
+_QUIET_S = 60.0
+"""The same refusal again is counted for so long before it is written down."""
+_MOST_KINDS = 1000
+
+
+class Log(Protocol):
+    """An audit log."""
+
+    def note(
+        self, event: str, *, run: str = "", site: str = "", **facts: object
+    ) -> None:
+        """Append a line."""
+        ...
+
+    def sign(self) -> None:
+        """Sign all lines so far."""
+        ...
+
+
+@final
+class Trail:
+    """Writes down what happens on a server; for its thread.
+
+    Args:
+        log: Where to.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._refusals: dict[tuple[str, ...], tuple[float, int]] = {}
+
+    def note(
+        self, event: str, *, run: str = "", site: str = "", **facts: object
+    ) -> None:
+        """Append a line."""
+        self._log.note(event, run=run, site=site, **facts)
+
+    def refused(self, what: str, *, user: str = "", **facts: str) -> None:
+        """Write down that something was refused; of the same again, how often.
+
+        A stranger cannot fill the disk: what repeats is written once a minute.
+        """
+        kind = (what, user, *sorted(facts.values()))
+        now = time.monotonic()
+        since, times = self._refusals.get(kind, (-_QUIET_S, 0))
+        if now - since < _QUIET_S:
+            self._refusals[kind] = (since, times + 1)
+            return
+        if len(self._refusals) >= _MOST_KINDS:
+            self._refusals.clear()
+        self._refusals[kind] = (now, 0)
+        self._log.note("refused", what=what, user=user, more_before=times, **facts)
+
+    def turned_away(self, event: TurnedAway, about: str) -> None:
+        """Write down that a connection was not let in, or was cut off.
+
+        Args:
+            event: What happened.
+            about: What is known of its key.
+        """
+        host = event.address.rpartition(":")[0] or event.address
+        self.refused(about or event.why, user=event.user, address=host, key=event.key)
+
+    def event(self, run: str, event: Event) -> None:
+        """Write down what happened in a run; a round is signed."""
+        match event:
+            case SiteJoined():
+                self.note("joined", run=run, site=event.site, base=event.base)
+            case SiteRefused():
+                refusal = event.refusal
+                self.note(
+                    "update refused", run=run, site=refusal.site, why=str(refusal)
+                )
+            case SiteLeft():
+                self.note("left", run=run, site=event.site, why=event.reason)
+            case Published() if event.round_number == 0:
+                self.note("begun", run=run, blake3=event.blake3)
+            case RoundPlayed():
+                record = event.record
+                self.note(
+                    "round",
+                    run=run,
+                    round=record.round,
+                    sites=sorted(record.sites),
+                    num_examples=record.num_examples,
+                    blake3=record.blake3,
+                )
+                self._log.sign()
+            case RunEnded():
+                result = event.result
+                self.note(
+                    "ended",
+                    run=run,
+                    rounds=result.rounds,
+                    blake3=result.blake3,
+                    error=result.error,
+                )
+                self._log.sign()
+            case _:
+                pass
