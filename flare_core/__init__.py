@@ -13,6 +13,8 @@ from flare_core._errors import (
     FlareError,
     HorizonError,
     LayoutError,
+    PlanError,
+    PolicyError,
     PreflightPassed,
     ProtocolError,
     Refusal,
@@ -22,6 +24,7 @@ from flare_core._errors import (
     ServerUnreachableError,
     UnsupportedError,
     UpdateError,
+    Violation,
 )
 from flare_core._model import (
     DTYPES,
@@ -42,7 +45,7 @@ from flare_core._plan import (
     Selection,
     StrategySettings,
 )
-from flare_core._site import Site, site
+from flare_core._site import Policy, Site, site
 
 if _typing.TYPE_CHECKING:
     from flare_core.application import (
@@ -72,6 +75,9 @@ __all__ = [
     "ModelState",
     "OptimizerState",
     "Plan",
+    "PlanError",
+    "Policy",
+    "PolicyError",
     "PreflightPassed",
     "Proposal",
     "ProtocolError",
@@ -91,6 +97,7 @@ __all__ = [
     "UnsupportedError",
     "Update",
     "UpdateError",
+    "Violation",
     "connect",
     "join",
     "site",
