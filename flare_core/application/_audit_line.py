@@ -56,7 +56,7 @@ class Line(msgspec.Struct, frozen=True):
         site: At which site, if at one.
         prev: The hash of the line before.
         hash: Its own.
-        key: Fingerprint of the key, if it is a signature.
+        key: Fingerprint of the key, if it is a signature; else a fact like others.
     """
 
     seq: int
@@ -66,7 +66,7 @@ class Line(msgspec.Struct, frozen=True):
     site: str
     prev: str
     hash: str
-    key: str = ""
+    key: object = ""
 
     @property
     def place(self) -> Place:
