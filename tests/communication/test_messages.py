@@ -238,6 +238,14 @@ def test_a_message_of_the_other_side_is_a_protocol_error() -> None:
         decode_to_site(encode(Join(layout=Layout(()), plan="")))
 
 
+@given(_plans())
+def test_a_plan_arrives_with_its_fingerprint(plan: Plan) -> None:
+    arrived = decode_to_site(encode(Welcome(plan=plan, run="r")))
+
+    assert isinstance(arrived, Welcome)
+    assert arrived.plan.fingerprint == plan.fingerprint
+
+
 def test_a_layout_arrives_with_its_hash() -> None:
     layout = ModelState({"w": [1.0], "n": [1]}).layout
 
