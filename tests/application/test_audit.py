@@ -281,3 +281,34 @@ def test_a_file_that_is_no_key_is_named(name: str, tmp_path: Path) -> None:
 def test_there_must_be_a_log_to_verify(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"audit\.jsonl: No such file"):
         verify_audit(tmp_path)
+
+
+@pytest.mark.parametrize("num_lines", [0, 1])
+def test_a_log_whose_head_could_not_be_written_goes_on(
+    num_lines: int, tmp_path: Path
+) -> None:
+    log = AuditLog(tmp_path)
+    for _ in range(num_lines):
+        log.note("before")
+    in_the_way = tmp_path / "audit.head.unfinished"
+    in_the_way.mkdir()
+    with pytest.raises(ConfigurationError, match=r"audit\.head\.unfinished: Is a dir"):
+        log.note("meanwhile")
+    in_the_way.rmdir()
+
+    log.note("after")
+
+    assert not verify_audit(tmp_path).problems
+
+
+def test_a_log_that_is_written_to_can_be_verified(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITES_FOR_EVER, str(tmp_path)]
+    with Popen(command, stdout=PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline()
+
+        verdicts = [verify_audit(tmp_path) for _ in range(50)]
+        writer.kill()
+
+    assert not [problem for verdict in verdicts for problem in verdict.problems]
+    assert verdicts[-1].lines > verdicts[0].lines
