@@ -14,6 +14,8 @@ from flare_core._errors import (
     FlareError,
     HorizonError,
     LayoutError,
+    PlanError,
+    PolicyError,
     PreflightPassed,
     ProtocolError,
     Refusal,
@@ -24,6 +26,7 @@ from flare_core._errors import (
     ServerUnreachableError,
     UnsupportedError,
     UpdateError,
+    Violation,
 )
 from flare_core._model import (
     DTYPES,
@@ -44,7 +47,7 @@ from flare_core._plan import (
     Selection,
     StrategySettings,
 )
-from flare_core._site import Site, site
+from flare_core._site import Policy, Site, site
 
 if _typing.TYPE_CHECKING:
     from flare_core.application import (
@@ -75,6 +78,9 @@ __all__ = [
     "ModelState",
     "OptimizerState",
     "Plan",
+    "PlanError",
+    "Policy",
+    "PolicyError",
     "PreflightPassed",
     "Proposal",
     "ProtocolError",
@@ -95,6 +101,7 @@ __all__ = [
     "UnsupportedError",
     "Update",
     "UpdateError",
+    "Violation",
     "connect",
     "join",
     "site",

@@ -7,6 +7,7 @@
     ├── ProtocolError            bytes from a peer that mean nothing
     ├── UnsupportedError         what was asked for cannot work here
     ├── HorizonError             the script's loop is shorter than the run
+    ├── PolicyError              the site's own policy does not allow it
     ├── ServerUnreachableError   nobody answers at the server's address
     ├── AccessDeniedError        the server does not know this key
     ├── RequestDeniedError       the server will not do what was asked for
@@ -15,6 +16,7 @@
         ├── LayoutError          its model differs from the other sites'
         ├── BaseModelError       its frozen base model differs
         ├── ScheduleError        its rounds are cut elsewhere
+        ├── PlanError            its plan is not the run's
         └── UpdateError          its update cannot be averaged
 
 A message says which site, tensor or file, what was expected, what came, and what
@@ -25,7 +27,7 @@ from typing import Literal, TypeAlias, final
 
 import msgspec
 
-Reason: TypeAlias = Literal["layout", "base", "schedule", "update"]
+Reason: TypeAlias = Literal["layout", "base", "schedule", "plan", "update"]
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +56,32 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Violation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a site's own policy does not allow.
+
+    Attributes:
+        rule: The key of the site file, such as ``"policy.tensors"``.
+        site: Whose policy it is.
+        file: The site file.
+        expected: What would be allowed.
+        got: What came.
+        advice: What the people at the site can do.
+    """
+
+    rule: str
+    site: str
+    file: str
+    expected: str
+    got: str
+    advice: str
+
+    def __str__(self) -> str:
+        return (
+            f"site {self.site!r}: {self.rule} in {self.file}: expected "
+            f"{self.expected}, got {self.got}; {self.advice}"
+        )
+
+
 class FlareError(Exception):
     """What can go wrong in a federation."""
 
@@ -72,6 +100,22 @@ class UnsupportedError(FlareError):
 
 class HorizonError(FlareError):
     """The script's own loop ends before the run does."""
+
+
+@final
+class PolicyError(FlareError):
+    """The site's own policy does not allow what the run asks for; nothing has left.
+
+    Attributes:
+        violation: The facts.
+    """
+
+    def __init__(self, violation: Violation) -> None:
+        super().__init__(violation)
+        self.violation = violation
+
+    def __str__(self) -> str:
+        return str(self.violation)
 
 
 class RunAbortedError(FlareError):
@@ -155,6 +199,11 @@ class ScheduleError(RefusedError):
 
 
 @final
+class PlanError(RefusedError):
+    """The site understood another plan than the one that is played."""
+
+
+@final
 class UpdateError(RefusedError):
     """The site's update cannot be averaged."""
 
@@ -168,6 +217,7 @@ _REFUSED: dict[Reason, type[RefusedError]] = {
     "layout": LayoutError,
     "base": BaseModelError,
     "schedule": ScheduleError,
+    "plan": PlanError,
     "update": UpdateError,
 }
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias, cast, get_args, get_origin
 
 import msgspec
+from blake3 import blake3
 
 from flare_core._errors import ConfigurationError
 
@@ -141,6 +142,13 @@ class Plan(_Settings, frozen=True):
     encoding: Encoding = Encoding()
     select: Select | None = None
     optimizer_state: OptimizerState | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The BLAKE3 of all settings, in hexadecimal: the same wherever it is read."""
+        # what Python made of it may have an integer where the wire has a float
+        plan = plan_from(msgspec.to_builtins(self), source="plan")
+        return blake3(msgspec.msgpack.encode(plan, order="sorted")).hexdigest()
 
     def with_setting(self, assignment: str) -> "Plan":
         """Return a plan with one setting changed.

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,10 @@ SITE_VARIABLE = "FLARE_SITE"
 RUN_VARIABLE = "FLARE_RUN"
 """Environment variable that names the run to take part in."""
 
+Globs: TypeAlias = tuple[str, ...]
+Fingerprint: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+
 _HELP = (
     "run the script with `flare simulate SCRIPT.py --sites 4`, or set "
     f"{SITE_VARIABLE} to the site file of a deployment, or to `off` to train without "
@@ -24,7 +28,59 @@ _HELP = (
 )
 
 
-class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Settings(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+):
+    """A table of the site file; a key nobody knows is an error."""
+
+
+class Policy(_Settings, frozen=True):
+    """What a site allows, whatever a plan says; what is not set allows everything.
+
+    In a list of globs the last one that fits decides, and ``"!glob"`` takes out again.
+
+    Attributes:
+        runs: Globs of the names of the runs it takes part in.
+        tensors: Globs of the names of the tensors that may leave.
+        smallest_cohort: Least number of updates that a round may be made of.
+        privacy: What must hide its update; no plan promises any yet, so that all but
+            ``"none"`` refuses every plan.
+        most_rounds: Most rounds that a run may have.
+        most_bytes: Most bytes that may leave in one run, in all rounds together.
+        plans: Fingerprints of the plans it accepts; all, if there are none.
+    """
+
+    runs: Globs = ("*",)
+    tensors: Globs = ("*",)
+    smallest_cohort: _Count = 1
+    privacy: Literal["none", "differential", "secure_aggregation"] = "none"
+    most_rounds: _Count | None = None
+    most_bytes: _Count | None = None
+    plans: tuple[Fingerprint, ...] = ()
+
+
+class _SiteKeys(_Settings, frozen=True):
+    """What may stand in a site file."""
+
+    name: SiteName
+    server: str = ""
+    index: Annotated[int, msgspec.Meta(ge=0)] = 0
+    count: _Count = 1
+    folder: str = ""
+    patience_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    link: str = "zmq"
+    spool: str = ""
+    server_key: str = ""
+    key: str = ""
+    run: str = ""
+    policy: Policy = Policy()
+
+
+class Site(_SiteKeys, frozen=True):
     """A site's own settings: the script holds no address and no name.
 
     Attributes:
@@ -39,21 +95,14 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         spool: The server's spool, if the site runs on the server's machine and may
             share it: models are then files there, and do not travel.
         server_key: The server's public key (Z85); set by ``flare accept``.
-        key: File with the site's own secret key, relative to this file.
-        run: The run to take part in; if empty, the one that awaits this site.
+        key: File with the site's own secret key, relative to the site file.
+        run: The run to take part in; if empty, the one that awaits this site.  The
+            environment variable ``FLARE_RUN`` goes before it.
+        policy: What the site allows.
+        file: Where all this was read; no key of the file itself.
     """
 
-    name: SiteName
-    server: str = ""
-    index: Annotated[int, msgspec.Meta(ge=0)] = 0
-    count: Annotated[int, msgspec.Meta(ge=1)] = 1
-    folder: str = ""
-    patience_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
-    link: str = "zmq"
-    spool: str = ""
-    server_key: str = ""
-    key: str = ""
-    run: str = ""
+    file: str = ""
 
     @property
     def federated(self) -> bool:
@@ -82,15 +131,17 @@ def site(file: str | os.PathLike[str] | None = None) -> Site:
         return Site(name="alone")
     path = Path(named)
     try:
-        found = msgspec.toml.decode(path.read_bytes(), type=Site)
+        found = msgspec.toml.decode(path.read_bytes(), type=_SiteKeys)
     except OSError as exc:
         msg = f"site file {path}: {exc.strerror}; {_HELP}"
         raise ConfigurationError(msg) from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         msg = f"site file {path}: {exc}"
         raise ConfigurationError(msg) from exc
-    folder = str(path.parent / found.folder)
-    spool = str(path.parent / found.spool) if found.spool else ""
-    key = str(path.parent / found.key) if found.key else ""
-    run = os.environ.get(RUN_VARIABLE, "") or found.run
-    return msgspec.structs.replace(found, folder=folder, spool=spool, key=key, run=run)
+    settings: dict[str, Any] = msgspec.structs.asdict(found) | {
+        "folder": str(path.parent / found.folder),
+        "spool": str(path.parent / found.spool) if found.spool else "",
+        "key": str(path.parent / found.key) if found.key else "",
+        "run": os.environ.get(RUN_VARIABLE) or found.run,
+    }
+    return Site(**settings, file=str(path))

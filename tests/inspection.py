@@ -76,6 +76,49 @@ def imports_of(source: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def runs_what_it_reads(code: str) -> list[str]:
+    """Return the calls and names in some code by which data could become code.
+
+    ``exec_module`` of an import system and ``eval`` of a model are neither.
+    """
+    tree = ast.parse(code)
+    full = _full_names(tree)
+    found = [
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id in {"eval", "exec"}
+    ]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return found + [name for call in calls if (name := _unsafe(call, full))]
+
+
+def _full_names(tree: ast.AST) -> dict[str, str]:
+    """Return what each imported name stands for."""
+    full: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            full |= {a.asname: a.name for a in node.names if a.asname}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                full[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    return full
+
+
+def _unsafe(call: ast.Call, full: dict[str, str]) -> str:
+    """Return the full name of what is called, if it may run what it reads."""
+    name, dot, rest = ast.unparse(call.func).partition(".")
+    name = f"{full.get(name, name)}{dot}{rest}"
+    settings = {one.arg: ast.unparse(one.value) for one in call.keywords}
+    constant = bool(call.args) and isinstance(call.args[0], ast.Constant)
+    unsafe = (
+        name in {"builtins.eval", "builtins.exec", "yaml.load", "yaml.load_all"}
+        or (name == "__import__" and not constant)
+        or (name == "torch.load" and settings.get("weights_only") != "True")
+        or settings.get("allow_pickle", "False") != "False"
+    )
+    return name if unsafe else ""
+
+
 def _is_its_module(package: ModuleType, value: object) -> bool:
     return isinstance(value, ModuleType) and value.__name__.startswith(
         f"{package.__name__}."

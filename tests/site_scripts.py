@@ -24,6 +24,7 @@ from flare_core.communication import (
     ToServer,
     ToSite,
     Want,
+    Welcome,
     ZmqDealer,
     decode_to_site,
     encode,
@@ -128,6 +129,7 @@ class Stranger:
 
     def __init__(self, endpoint: str) -> None:
         self._socket = ZmqDealer(endpoint)
+        self._plan = ""
 
     def say(self, message: ToServer | Chunk | bytes, *more: Frame) -> None:
         """Send a message, or any bytes, with frames behind it."""
@@ -138,13 +140,20 @@ class Stranger:
         """Wait for the next message."""
         frames = self._socket.receive(timeout_s=WAIT_S)
         assert frames is not None
-        return decode_to_site(frames)
+        message = decode_to_site(frames)
+        if isinstance(message, Welcome):
+            self._plan = message.plan.fingerprint
+        return message
 
     def join(self, name: str, layout: flare.Layout) -> None:
         """Say hello, hear the plan, and join."""
         self.say(hello(name))
         self.hear()
-        self.say(Join(layout=layout))
+        self.propose(layout)
+
+    def propose(self, layout: flare.Layout) -> None:
+        """Join under the plan that was heard."""
+        self.say(Join(layout=layout, plan=self._plan))
 
     def hand_in(
         self,

@@ -24,6 +24,7 @@ def _refusal(reason: Reason) -> flare.Refusal:
         ("layout", flare.LayoutError),
         ("base", flare.BaseModelError),
         ("schedule", flare.ScheduleError),
+        ("plan", flare.PlanError),
         ("update", flare.UpdateError),
     ],
 )
@@ -43,6 +44,22 @@ def test_there_is_an_error_for_every_reason() -> None:
     kinds = {type(refused(_refusal(reason))) for reason in get_args(Reason)}
 
     assert len(kinds) == len(get_args(Reason))
+
+
+_VIOLATION = flare.Violation(
+    rule="policy.runs",
+    site="a",
+    file="site.toml",
+    expected="'x'",
+    got="'y'",
+    advice="add it",
+)
+
+
+def test_a_policy_error_says_which_rule_of_which_file() -> None:
+    assert str(flare.PolicyError(_VIOLATION)) == (
+        "site 'a': policy.runs in site.toml: expected 'x', got 'y'; add it"
+    )
 
 
 def _exported_errors() -> list[type[BaseException]]:
@@ -76,8 +93,12 @@ def test_an_unreachable_server_is_named_with_the_wait() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [flare.ServerUnreachableError("tcp://x:1", 1.0), refused(_refusal("layout"))],
-    ids=["unreachable", "refused"],
+    [
+        flare.ServerUnreachableError("tcp://x:1", 1.0),
+        flare.PolicyError(_VIOLATION),
+        refused(_refusal("layout")),
+    ],
+    ids=["unreachable", "policy", "refused"],
 )
 def test_an_error_can_be_copied_as_other_processes_do(error: flare.FlareError) -> None:
     copied = copy.copy(error)

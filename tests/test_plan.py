@@ -176,3 +176,22 @@ def test_a_plan_survives_its_file(plan: Plan) -> None:
     file = tomli_w.dumps(_without_none(msgspec.to_builtins(plan)))
 
     assert plan_from(msgspec.toml.decode(file), source="plan.toml") == plan
+
+
+@pytest.mark.parametrize("assignment", ["rounds=4", "strategy.mu=0.1", "select=all"])
+def test_another_plan_has_another_fingerprint(assignment: str) -> None:
+    plan = Plan(rounds=3)
+
+    assert plan.with_setting(assignment).fingerprint != plan.fingerprint
+
+
+def test_a_fingerprint_does_not_depend_on_how_the_plan_was_written() -> None:
+    said = StrategySettings(name="fedavg", mu=0)
+
+    assert Plan(rounds=3, strategy=said).fingerprint == Plan(rounds=3).fingerprint
+
+
+def test_the_fingerprint_of_a_plan_is_what_it_was() -> None:
+    """Site files name it, so that it must not change unseen."""
+    expected = "3c7ef4fb3521c8557b5a2d0fb7a1a9896c3f3fc8f7627291bac168f82a007723"
+    assert Plan(rounds=3).fingerprint == expected

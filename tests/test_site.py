@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import flare_core as flare
-from flare_core import ConfigurationError, Site
+from flare_core import ConfigurationError, Policy, Site
 
 
 def _file(folder: Path, content: str) -> Path:
@@ -28,6 +29,7 @@ def test_a_site_file_says_who_and_where(tmp_path: Path) -> None:
         count=4,
         patience_s=5.0,
         folder=str(tmp_path),
+        file=str(path),
     )
     assert site.federated
 
@@ -117,6 +119,14 @@ def test_a_folder_is_no_site_file(tmp_path: Path) -> None:
         ('name = "a"\nindex = -1\n', r"\$\.index"),
         ('name = "a"\npatience_s = 0\n', r"\$\.patience_s"),
         ("name = 3\n", r"\$\.name"),
+        ('name = "a"\nfile = "b"\n', "unknown field `file`"),
+        ('name = "a"\n[policy]\nround = 1\n', "unknown field `round`"),
+        ('name = "a"\n[policy]\nsmallest_cohort = 0\n', r"\$\.policy\.smallest_co"),
+        ('name = "a"\n[policy]\nmost_rounds = 0\n', r"\$\.policy\.most_rounds"),
+        ('name = "a"\n[policy]\nmost_bytes = 0\n', r"\$\.policy\.most_bytes"),
+        ('name = "a"\n[policy]\nprivacy = "some"\n', r"\$\.policy\.privacy"),
+        ('name = "a"\n[policy]\nplans = ["abc"]\n', r"\$\.policy\.plans"),
+        ('name = "a"\n[policy]\nruns = "*"\n', r"\$\.policy\.runs"),
         ("name = \n", "site.toml"),
     ],
 )
@@ -146,3 +156,64 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match=r"site\.toml: .*utf-8"):
         flare.site(path)
+
+
+def test_a_site_file_says_what_the_site_allows(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path,
+        'name = "a"\n[policy]\nruns = ["tumour-*"]\ntensors = ["*", "!*.bias"]\n'
+        'smallest_cohort = 3\nprivacy = "differential"\nmost_rounds = 10\n'
+        f'most_bytes = 1_000\nplans = ["{"0" * 64}"]\n',
+    )
+
+    assert flare.site(path).policy == Policy(
+        runs=("tumour-*",),
+        tensors=("*", "!*.bias"),
+        smallest_cohort=3,
+        privacy="differential",
+        most_rounds=10,
+        most_bytes=1000,
+        plans=("0" * 64,),
+    )
+
+
+def test_a_site_without_a_policy_allows_everything(tmp_path: Path) -> None:
+    policy = flare.site(_file(tmp_path, 'name = "a"\n')).policy
+
+    assert policy == Policy(runs=("*",), tensors=("*",), smallest_cohort=1, plans=())
+    assert (policy.privacy, policy.most_rounds, policy.most_bytes) == (
+        "none",
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"), [("keys/a.key", "keys/a.key"), ("/etc/a.key", "/etc/a.key")]
+)
+def test_the_site_s_key_is_relative_to_the_file(
+    key: str, expected: str, tmp_path: Path
+) -> None:
+    site = flare.site(_file(tmp_path, f'name = "a"\nserver_key = "k"\nkey = "{key}"\n'))
+
+    assert Path(site.key) == tmp_path / expected
+    assert site.server_key == "k"
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"), [(None, "lung"), ("", "lung"), ("tumour", "tumour")]
+)
+def test_the_environment_names_the_run_before_the_file_does(
+    variable: str | None,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("FLARE_RUN", variable)
+
+    assert flare.site(_file(tmp_path, 'name = "a"\nrun = "lung"\n')).run == expected
+
+
+def test_a_simulated_site_s_file_says_what_differs_only() -> None:
+    assert msgspec.to_builtins(Site(name="a", index=1)) == {"name": "a", "index": 1}

@@ -1,5 +1,12 @@
 """Joins the rules of the federation to the wire: a server, and a client per site."""
 
+from flare_core.application._audit import AuditLog
+from flare_core.application._audit_check import (
+    Finding,
+    Verdict,
+    audit_lines,
+    verify_audit,
+)
 from flare_core.application._client import Client, ClientRound, join
 from flare_core.application._desk import Asker, Desk
 from flare_core.application._events import (
@@ -27,10 +34,12 @@ from flare_core.application._zmq_link import ZmqLink
 
 __all__ = [
     "Asker",
+    "AuditLog",
     "Client",
     "ClientRound",
     "Desk",
     "Event",
+    "Finding",
     "Host",
     "Link",
     "ManifestEntry",
@@ -49,9 +58,12 @@ __all__ = [
     "SiteReport",
     "Stage",
     "Updated",
+    "Verdict",
     "ZmqLink",
+    "audit_lines",
     "connect",
     "join",
     "most_threads",
     "secured_as",
+    "verify_audit",
 ]

@@ -1,5 +1,6 @@
 """Who takes part in a run, who is still here, and whether they fit together."""
 
+from collections.abc import Iterator
 from typing import final
 
 from flare_core._errors import Refusal
@@ -26,6 +27,7 @@ class Lobby:
     """
 
     def __init__(self, plan: Plan) -> None:
+        self._fingerprint = plan.fingerprint
         self._num_sites = plan.selection.sites
         self.joined: dict[str, Join] = {}
         self.present: set[str] = set()
@@ -98,13 +100,28 @@ class Lobby:
         )
 
     def refusals(self) -> list[Refusal]:
-        """Return what does not fit, first layouts, then bases, then schedules."""
+        """Return what does not fit: plans, then layouts, bases and schedules."""
         joined = self.joined
         layouts = {site: join.layout for site, join in joined.items()}
         bases = {site: join.base for site, join in joined.items()}
         schedules = {site: str(join.schedule) for site, join in joined.items()}
         return [
+            *self._differing_plans(),
             *differing_layouts(layouts),
             *differing_bases(bases),
             *differing_schedules(schedules),
         ]
+
+    def _differing_plans(self) -> Iterator[Refusal]:
+        """Yield each site that would train by another plan than the one played."""
+        for site in sorted(self.joined):
+            if self.joined[site].plan != self._fingerprint:
+                yield Refusal(
+                    reason="plan",
+                    site=site,
+                    what="plan",
+                    expected=f"that of the run, {self._fingerprint}",
+                    got=self.joined[site].plan or "none",
+                    advice="is the same version of flare-adapters installed at both, "
+                    "and does the site speak to the server itself?",
+                )

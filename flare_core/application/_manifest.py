@@ -1,8 +1,9 @@
 """A site's own record of every tensor that left it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
@@ -12,6 +13,7 @@ from blake3 import blake3
 from flare_core._errors import ConfigurationError
 from flare_core._model import Layout
 from flare_core._site import Site
+from flare_core.application._lines import Lines, appending
 from flare_core.communication import Frame
 
 _WORTH_A_THREAD = 1 << 20
@@ -22,6 +24,7 @@ class ManifestEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One tensor that left a site.
 
     Attributes:
+        run: The run's name: a site may take part in several at once.
         round: The round it left in; -1 for the weights the run starts from.
         name: The tensor.
         dtype: Its type's code in safetensors.
@@ -30,12 +33,23 @@ class ManifestEntry(msgspec.Struct, frozen=True, kw_only=True):
         blake3: Of its bytes on the wire, in hexadecimal.
     """
 
+    run: str
     round: int
     name: str
     dtype: str
     shape: tuple[int, ...]
     bytes: int
     blake3: str
+
+
+class _Left(msgspec.Struct, frozen=True):
+    """What is counted of an entry; those of old versions name no run."""
+
+    bytes: int
+    run: str = ""
+
+
+_LEFT = msgspec.json.Decoder(_Left)
 
 
 @final
@@ -48,16 +62,41 @@ class Manifest:
 
     def __init__(self, site: Site) -> None:
         self._path = Path(site.folder or ".") / f"manifest-{site.name}.jsonl"
+        # a budget must hold after a loss of power, too
+        self._sync = bool(site.server_key) or site.policy.most_bytes is not None
+
+    def left(self, run: str) -> int:
+        """Return how many bytes have left in a run so far.
+
+        Raises:
+            ConfigurationError: If the file is damaged; then nobody can tell.
+        """
+        with self._open() as lines:
+            lines.cut()  # what was not written whole has not left
+        try:
+            with self._path.open("rb") as file:
+                entries = map(_LEFT.decode, file)
+                return sum(entry.bytes for entry in entries if entry.run == run)
+        except (OSError, msgspec.DecodeError) as exc:
+            msg = (
+                f"{self._path} is damaged: {exc}; policy.most_bytes counts what is in "
+                "it: put it right, or move it aside to count from nothing"
+            )
+            raise ConfigurationError(msg) from exc
 
     def note(
-        self, round_number: int, layout: Layout, bodies: Mapping[str, Frame]
-    ) -> None:
+        self, run: str, round_number: int, layout: Layout, bodies: Mapping[str, Frame]
+    ) -> str:
         """Record what is about to leave.
 
         Args:
+            run: The run's name.
             round_number: The round it leaves in.
             layout: Of the model.
             bodies: The bytes of each tensor as they go over the wire, by name.
+
+        Returns:
+            The BLAKE3 of the lines written, which tells all that is in them.
 
         Raises:
             ConfigurationError: If the file cannot be written; then nothing may leave.
@@ -66,6 +105,7 @@ class Manifest:
         lines = msgspec.json.Encoder().encode_lines(
             [
                 ManifestEntry(
+                    run=run,
                     round=round_number,
                     name=spec.name,
                     dtype=spec.dtype,
@@ -76,10 +116,18 @@ class Manifest:
                 for spec in layout.tensors
             ]
         )
+        with self._open() as file:
+            file.cut()
+            file.append(lines)
+            if self._sync:
+                file.sync()
+        return _digest(lines)
+
+    @contextmanager
+    def _open(self) -> Generator[Lines]:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab") as file:
-                file.write(lines)
+            with appending(self._path) as lines:
+                yield lines
         except OSError as exc:
             msg = f"cannot write {self._path}: {exc.strerror}; nothing was sent"
             raise ConfigurationError(msg) from exc

@@ -2,7 +2,8 @@
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -11,6 +12,7 @@ import xxhash
 
 from flare_core._errors import (
     FlareError,
+    PolicyError,
     PreflightPassed,
     ProtocolError,
     RunAbortedError,
@@ -27,8 +29,8 @@ from flare_core._model import (
 from flare_core._plan import Encoding, Plan
 from flare_core._site import Site
 from flare_core.application._edge import Edge
+from flare_core.application._gate import Gate
 from flare_core.application._link import Proposal
-from flare_core.application._manifest import Manifest
 from flare_core.application._mirror import Mirror, Mirrors
 from flare_core.application._secured import secured_as
 from flare_core.application._spool import Spool
@@ -72,17 +74,22 @@ class ZmqLink:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._manifest = Manifest(site)
+        self._gate = Gate(site)
         self._mirrors = Mirrors()
         self._spool: Spool | None = None
         self._put = INITIAL - 1
         self._courier: Courier | None = None
         self._plan: Plan | None = None
+        self._fingerprint = ""
         self._edge = Edge(site, Encoding(), run="")
         self._layout = Layout(())
 
     def plan(self) -> Plan:
-        """Return the run's plan; asked for once."""
+        """Return the run's plan; asked for once.
+
+        Raises:
+            PolicyError: If the site's policy does not allow it.
+        """
         if self._plan is None:
             site = self._site
             hello = Hello(site=site.name, session=_random(), run=site.run)
@@ -90,6 +97,8 @@ class ZmqLink:
                 site.server, hello, patience_s=site.patience_s, secured=secured_as(site)
             )
             welcome = self._sure(self._courier.ask(hello, Welcome), Welcome)
+            with self._within_policy():
+                self._fingerprint = self._gate.take_part(welcome.run, welcome.plan)
             self._plan = welcome.plan
             self._edge = Edge(self._site, welcome.plan.encoding, run=welcome.run)
             if self._site.spool:
@@ -101,11 +110,15 @@ class ZmqLink:
 
         Raises:
             PreflightPassed: If the server only wanted to compare.
+            PolicyError: If a tensor must not leave.
         """
         self.plan()
         self._layout = proposal.weights.layout
+        with self._within_policy():
+            self._gate.join(self._layout)
         request = Join(
             layout=self._layout,
+            plan=self._fingerprint,
             base=proposal.base,
             schedule=proposal.schedule,
             stays=proposal.stays,
@@ -113,6 +126,7 @@ class ZmqLink:
         )
         answer = self._connected.ask(request, Propose, Start, Checked)
         if isinstance(answer, Checked):
+            self._gate.ended("the pre-flight is over")
             self._close()  # the server has ended: there is no good-bye to wait for
             raise PreflightPassed(0)
         if isinstance(answer, Propose):
@@ -125,6 +139,9 @@ class ZmqLink:
 
         Its memory is used again once nothing looks at its arrays any more, unless it
         is that of a file which the site shares with the server.
+
+        Raises:
+            PolicyError: If the site's policy does not allow it to leave.
         """
         return self._hand_in(
             update.weights,
@@ -140,6 +157,7 @@ class ZmqLink:
         """Tell the server and disconnect; a server that is gone is no error."""
         if self._courier is None:
             return
+        self._gate.ended(reason, failed=failed)
         message = Leave(metrics=as_scalars(metrics), reason=reason, failed=failed)
         try:
             self._courier.ask(message, Bye)
@@ -167,7 +185,8 @@ class ZmqLink:
         if weights.layout != self._layout:
             self._offer_other(weights.layout, round_number)
         leaving = self._edge.leaving(weights)
-        self._manifest.note(round_number, weights.layout, leaving.bodies)
+        with self._within_policy():
+            self._gate.leaving(round_number, weights.layout, leaving.bodies)
         offer = Offer(
             stream=_random(),
             num_bytes=sum(len(frame) for frame in leaving.frames),
@@ -259,11 +278,26 @@ class ZmqLink:
         incoming = Incoming(len(mirror.file), mirror.write)
         return self._connected.fetch(stream, incoming)
 
+    @contextmanager
+    def _within_policy(self) -> Generator[None]:
+        """Tell the server which rule forbids it, if one does, so that nobody waits."""
+        try:
+            yield
+        except PolicyError as exc:
+            rule = exc.violation.rule
+            try:
+                self._gate.refused(exc.violation)
+            finally:
+                reason = f"the site's own policy does not allow it ({rule})"
+                self.leave({}, reason=reason, failed=True)
+            raise
+
     def _sure(self, answer: ToSite | None, wanted: type[_Message]) -> _Message:
         """Return the answer if it is what was wanted, else raise what it means."""
         if isinstance(answer, wanted):
             return answer
         self._close(abandon=True)
+        self._gate.ended(f"the server said {answer}", failed=True)
         if isinstance(answer, Refused):
             raise refused(answer.refusal)
         if isinstance(answer, Aborted):

@@ -5,7 +5,7 @@
     site                           server
     Hello                      →
                                ←   Welcome    the plan
-    Join                       →              layout, base, schedule: no weights
+    Join                       →              plan, layout, base, schedule: no weights
                                ←   Propose    to one site only: send your weights
     Offer                      →              so many bytes, of this round
                                ←   Want       send these of them
@@ -45,7 +45,7 @@ from flare_core._site import SiteName
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._streams import CHUNK_BYTES, SHORT_BYTES
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised with every change that an older peer would misread."""
 INITIAL = -1
 """Stands for the round of the weights that a run starts from."""
@@ -86,6 +86,7 @@ class Join(_Message, frozen=True):
 
     Attributes:
         layout: The tensors it exchanges.
+        plan: Fingerprint of the plan as it was understood at the site.
         base: Fingerprint of its frozen base; empty if nothing is frozen.
         schedule: Where its rounds end; empty if its loop has rounds of its own.
         stays: The tensors that never leave.
@@ -93,6 +94,7 @@ class Join(_Message, frozen=True):
     """
 
     layout: Layout
+    plan: Annotated[str, msgspec.Meta(max_length=64)]
     base: str = ""
     schedule: Schedule = Schedule()
     stays: tuple[TensorSpec, ...] = ()

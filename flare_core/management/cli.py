@@ -1,4 +1,4 @@
-"""The command line: ``flare simulate`` and ``flare check``."""
+"""The command line: ``flare simulate``, ``flare check`` and ``flare audit``."""
 
 import shutil
 import tempfile
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from flare_core._plan import Plan
 from flare_core.application import Result
+from flare_core.management._audit_commands import audit_app
 from flare_core.management._baselines import (
     Baselines,
     baselines,
@@ -45,6 +46,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated learning with the training script you have.",
 )
+
+
+app.add_typer(audit_app, name="audit")
 
 
 @app.callback()

@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from flare_adapters._torch._correction import FedProx
 from flare_adapters._torch._host import Host
 from flare_adapters._torch._ranks import Ranks
-from flare_adapters._torch._select import choose, members
+from flare_adapters._torch._select import _matches, choose, members
 from flare_adapters._torch._session import scalars
 from flare_adapters._torch._state import fingerprint, frozen, gather, scatter, stays
 from flare_core import ConfigurationError, ModelState, TensorClass, UnsupportedError
+from flare_core.application._policy import matches
 
 
 class Named(nn.Module):
@@ -175,3 +178,13 @@ def test_fedprox_pulls_as_hard_as_the_gradients_are_scaled() -> None:
     term.adjust(torch.optim.SGD([weight]), 4.0)
 
     assert weight.grad.item() == 8.0 + 4.0 * 0.5 * (3.0 - 1.0)
+
+
+_LETTERS = st.text("ab.*!?", max_size=4)
+
+
+@given(_LETTERS, st.lists(_LETTERS, max_size=4))
+def test_a_site_s_policy_reads_globs_as_select_does(
+    name: str, globs: list[str]
+) -> None:
+    assert matches(name, globs) == _matches(name, globs)

@@ -7,7 +7,7 @@ import pytest
 
 import flare_core as flare
 from flare_core.application import Published, RoundPlayed, RoundRecord
-from flare_core.communication import Join, Offer, Refused, Start
+from flare_core.communication import Offer, Refused, Start
 from site_scripts import (
     WAIT_S,
     Local,
@@ -123,7 +123,7 @@ def test_an_update_told_against_another_model_is_refused(
     with closing(Stranger(server.endpoint)) as b:
         b.say(hello("b"))
         b.hear()
-        b.say(Join(layout=flare.ModelState(model(1)).layout))
+        b.propose(flare.ModelState(model(1)).layout)
         assert isinstance(b.hear(), Start)
 
         b.say(Offer(stream=stream_id(), num_bytes=9, round_number=0, base=stream_id()))

@@ -5,7 +5,6 @@ import numpy as np
 
 import flare_core as flare
 from flare_core.application import SiteLeft, Updated
-from flare_core.communication import Join
 from site_scripts import WAIT_S, Local, Stranger, Watch, add, hello, model, plan, play
 from support import RunServer, SiteFile
 
@@ -22,7 +21,7 @@ def test_a_site_that_says_nothing_any_more_is_given_up_and_the_run_goes_on(
     with closing(Stranger(server.endpoint)) as silent:
         silent.say(hello("b"))
         silent.hear()
-        silent.say(Join(layout=flare.ModelState(model(0)).layout))
+        silent.propose(flare.ModelState(model(0)).layout)
 
         left = watch.until(SiteLeft)
 
@@ -44,7 +43,7 @@ def test_a_site_that_trains_longer_than_the_patience_answers_for_itself(
     with closing(Stranger(server.endpoint)) as silent:
         silent.say(hello("b"))
         silent.hear()
-        silent.say(Join(layout=flare.ModelState(model(0)).layout))
+        silent.propose(flare.ModelState(model(0)).layout)
         trains = site_file("a", server.endpoint)
         a = pool.submit(play, trains, model(1), until_the_silent_one_is_lost)
 

@@ -13,7 +13,6 @@ import flare_core as flare
 from flare_core.application import Event, RunOpened, SiteRefused, Updated
 from flare_core.communication import (
     Aborted,
-    Join,
     Offer,
     Ping,
     Pong,
@@ -47,7 +46,7 @@ def hostile(server: RunningServer) -> Iterator[Stranger]:
     with closing(Stranger(server.endpoint)) as hostile:
         hostile.say(hello("b"))
         hostile.hear()
-        hostile.say(Join(layout=_LAYOUT))
+        hostile.propose(_LAYOUT)
         yield hostile
 
 
@@ -81,7 +80,7 @@ def test_a_header_of_absurd_numbers_is_refused(
     with closing(Stranger(server.endpoint)) as b:
         b.say(hello("b"))
         b.hear()
-        b.say(Join(layout=flare.ModelState(many).layout))
+        b.propose(flare.ModelState(many).layout)
         assert isinstance(b.hear(), Start)
         honest, *bodies = pack(flare.ModelState(many))
         entry = f'{{"dtype":"F32","shape":[{extent},{extent}],"data_offsets":[0,4]}}'
@@ -103,7 +102,7 @@ def test_names_that_differ_by_case_only_are_not_taken_together(
     with closing(Stranger(server.endpoint)) as lower:
         lower.say(hello("site"))
         lower.hear()
-        lower.say(Join(layout=_LAYOUT))
+        lower.propose(_LAYOUT)
         lower.say(Ping())
         assert isinstance(lower.hear(), Pong)
         with closing(Stranger(server.endpoint)) as upper:

@@ -19,9 +19,12 @@ def _entries(folder: Path, site: str) -> list[ManifestEntry]:
     return [msgspec.json.decode(line, type=ManifestEntry) for line in lines]
 
 
-def _expected(round_number: int, state: flare.ModelState) -> list[ManifestEntry]:
+def _expected(
+    run: str, round_number: int, state: flare.ModelState
+) -> list[ManifestEntry]:
     return [
         ManifestEntry(
+            run=run,
             round=round_number,
             name=spec.name,
             dtype=spec.dtype,
@@ -63,8 +66,9 @@ def test_the_manifest_lists_every_tensor_that_left_and_no_other(
         flare.ModelState({n: np.full_like(w, i) for n, w in initial.items()})
         for i in range(2)
     ]
-    trained = [entry for i in range(2) for entry in _expected(i, rounds[i])]
-    assert _entries(tmp_path, "a") == [*_expected(-1, initial), *trained]
+    run = server.server._name
+    trained = [entry for i in range(2) for entry in _expected(run, i, rounds[i])]
+    assert _entries(tmp_path, "a") == [*_expected(run, -1, initial), *trained]
     assert _entries(tmp_path, "b") == trained  # its initial weights stayed
 
 

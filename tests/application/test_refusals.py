@@ -13,7 +13,6 @@ from flare_core.communication import (
     PROTOCOL,
     Aborted,
     Hello,
-    Join,
     Ping,
     Pong,
     Refused,
@@ -317,7 +316,7 @@ def test_one_site_too_many_is_turned_away_even_if_it_said_hello_first(
     early.hear()
 
     def train(current: flare.ClientRound) -> Local:
-        early.say(Join(layout=flare.ModelState(model(1)).layout))
+        early.propose(flare.ModelState(model(1)).layout)
         answer = early.hear()
         assert isinstance(answer, Aborted)
         assert "takes no site 'Z'" in answer.reason
@@ -368,7 +367,7 @@ def test_a_refusal_that_was_lost_with_the_connection_is_said_again(
     with closing(Stranger(server.endpoint)) as b:
         b.say(hello("b", session=session))
         b.hear()
-        b.say(Join(layout=flare.ModelState(model(1)).layout))
+        b.propose(flare.ModelState(model(1)).layout)
         assert isinstance(b.hear(), Start)
         b.hand_in(pack(flare.ModelState(model(np.nan))))
 

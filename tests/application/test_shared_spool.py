@@ -20,7 +20,7 @@ from flare_core.application import (
     RoundRecord,
     Updated,
 )
-from flare_core.communication import Join, Offer, Refused, Start, fill_file, pack
+from flare_core.communication import Offer, Refused, Start, fill_file, pack
 from proxy import Proxy
 from site_scripts import (
     WAIT_S,
@@ -272,7 +272,7 @@ def test_an_offer_that_is_repeated_after_a_break_counts_once(
     with closing(Stranger(server.endpoint)) as before:
         before.say(hello("b", session=session))
         before.hear()
-        before.say(Join(layout=large.layout))
+        before.propose(large.layout)
         assert isinstance(before.hear(), Start)
         path = _run_folder(spool) / "updates" / "b.safetensors"
         digest = fill_file(path, num_bytes, frames)

@@ -100,7 +100,7 @@ def test_frames_that_are_no_message_do_not_disturb_a_run(
 @pytest.mark.parametrize(
     "message",
     [
-        Join(layout=_LAYOUT),
+        Join(layout=_LAYOUT, plan=""),
         _offer(INITIAL),
         Want(stream=_ID, start=0, stop=1),
         Commit(stream=_ID, digest=_ID),
@@ -168,7 +168,7 @@ def test_initial_weights_that_nobody_asked_for_are_ignored(
     server = run_server(plan())
     b = _joined(server.endpoint, "b")
     b.hand_in_at_once(_WEIGHTS, round_number=INITIAL)  # before "a" has joined
-    b.say(Join(layout=_LAYOUT))  # and twice
+    b.propose(_LAYOUT)  # and twice
     _answers_nothing_more(b)
     a = pool.submit(play, site_file("a", server.endpoint), model(1), add(0))
     assert isinstance(b.hear(), Start)
@@ -354,7 +354,7 @@ def _large_run(
     b = Stranger(server.endpoint)
     b.say(hello("b", session=session))
     b.hear()
-    b.say(Join(layout=_LARGE.layout))
+    b.propose(_LARGE.layout)
     start = b.hear()
     assert isinstance(start, Start)
     return server, b, start

@@ -6,7 +6,7 @@ import pytest
 
 import flare_adapters
 import flare_core
-from inspection import imports_of, sources
+from inspection import imports_of, runs_what_it_reads, sources
 
 CORE = Path(flare_core.__file__).parent
 PACKAGES = [*sources(CORE), *sources(Path(flare_adapters.__file__).parent)]
@@ -35,6 +35,53 @@ def test_zmq_is_imported_in_one_folder() -> None:
 @pytest.mark.parametrize("module", UNSAFE)
 def test_nothing_that_runs_what_it_reads_is_imported(module: str) -> None:
     assert not [path for path in PACKAGES if _imports(path, module)]
+
+
+@pytest.mark.parametrize("source", PACKAGES, ids=lambda path: path.stem)
+def test_nothing_runs_what_it_reads(source: Path) -> None:
+    assert not runs_what_it_reads(source.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "eval(text)",
+        "exec(text)",
+        "map(eval, texts)",
+        "import builtins\nbuiltins.exec(text)",
+        "from builtins import eval as read\nread(text)",
+        "__import__(name)",
+        "__import__(name='x')",
+        "import torch\ntorch.load(path)",
+        "import torch\ntorch.load(path, weights_only=False)",
+        "import torch\ntorch.load(path, weights_only=trusted)",
+        "import torch as t\nt.load(path)",
+        "from torch import load\nload(path)",
+        "from torch import load as read\nread(path)",
+        "import yaml\nyaml.load(text, Loader)",
+        "from yaml import load\nload(text)",
+        "import numpy as np\nnp.load(path, allow_pickle=True)",
+    ],
+)
+def test_what_runs_what_it_reads_is_recognised(code: str) -> None:
+    assert runs_what_it_reads(code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "model.eval()",
+        "spec.loader.exec_module(module)",
+        "import torch\ntorch.load(path, weights_only=True)",
+        "import yaml\nyaml.safe_load(text)",
+        "__import__('numpy')",
+        "from safetensors.torch import load\nload(content)",
+        "import json\njson.load(file)",
+        "import numpy as np\nnp.load(path, allow_pickle=False)",
+    ],
+)
+def test_what_only_looks_like_it_is_not(code: str) -> None:
+    assert not runs_what_it_reads(code)
 
 
 def test_nothing_is_mocked() -> None:

@@ -63,10 +63,15 @@ def _plans(draw: st.DrawFn) -> Plan:
 
 
 _JOINS = st.builds(
-    lambda state, base, horizon: Join(
-        layout=state.layout, base=base, horizon=horizon, stays=state.layout.tensors
+    lambda state, plan, base, horizon: Join(
+        layout=state.layout,
+        plan=plan.fingerprint,
+        base=base,
+        horizon=horizon,
+        stays=state.layout.tensors,
     ),
     states(),
+    _plans(),
     _TEXT,
     _TEXT,
 )
@@ -158,7 +163,8 @@ def test_a_chunk_is_not_copied() -> None:
 
 def test_a_message_longer_than_a_chunk_arrives_in_frames_that_are_not() -> None:
     names = (f"layers.{i:06}.weight" for i in range(60_000))
-    join = Join(layout=Layout(tuple(TensorSpec(name, "F32", (1,)) for name in names)))
+    layout = Layout(tuple(TensorSpec(name, "F32", (1,)) for name in names))
+    join = Join(layout=layout, plan="")
 
     frames = encode(join)
 
@@ -229,13 +235,21 @@ def test_a_message_of_the_other_side_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError):
         decode_to_server(encode(Welcome(plan=Plan(rounds=1), run="r")))
     with pytest.raises(ProtocolError):
-        decode_to_site(encode(Join(layout=Layout(()))))
+        decode_to_site(encode(Join(layout=Layout(()), plan="")))
+
+
+@given(_plans())
+def test_a_plan_arrives_with_its_fingerprint(plan: Plan) -> None:
+    arrived = decode_to_site(encode(Welcome(plan=plan, run="r")))
+
+    assert isinstance(arrived, Welcome)
+    assert arrived.plan.fingerprint == plan.fingerprint
 
 
 def test_a_layout_arrives_with_its_hash() -> None:
     layout = ModelState({"w": [1.0], "n": [1]}).layout
 
-    arrived = decode_to_server(encode(Join(layout=layout)))
+    arrived = decode_to_server(encode(Join(layout=layout, plan="")))
 
     assert isinstance(arrived, Join)
     assert arrived.layout.hash == layout.hash
