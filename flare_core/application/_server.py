@@ -35,6 +35,9 @@ class Server:
         share_spool: Whether sites on this machine may put their updates into that
             folder themselves, as their site files say; they must be trusted with it.
 
+    Attributes:
+        name: Of the run; no other has it.
+
     Raises:
         ConfigurationError: If the plan breaks a rule or names a strategy that is not
             installed, or the address cannot be had, or is not this machine's own:
@@ -53,8 +56,8 @@ class Server:
         num_threads: int | None = None,
         share_spool: bool = False,
     ) -> None:
-        name = secrets.token_hex(8)
-        temporary = Path(tempfile.gettempdir(), f"flare-{name}")
+        self.name: str = secrets.token_hex(8)
+        temporary = Path(tempfile.gettempdir(), f"flare-{self.name}")
         self._spool = folder / "spool" if folder else temporary
         self._host = Host(
             address, patience_s=patience_s, num_threads=num_threads or most_threads()
@@ -62,7 +65,7 @@ class Server:
         # what Python made of the plan may break rules that a file could not
         try:
             self._stage = self._host.open(
-                name,
+                self.name,
                 plan_from(msgspec.to_builtins(plan), source="plan"),
                 spool=self._spool,
                 observer=observer,

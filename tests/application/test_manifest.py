@@ -66,7 +66,7 @@ def test_the_manifest_lists_every_tensor_that_left_and_no_other(
         flare.ModelState({n: np.full_like(w, i) for n, w in initial.items()})
         for i in range(2)
     ]
-    run = server.server._name
+    run = server.server.name
     trained = [entry for i in range(2) for entry in _expected(run, i, rounds[i])]
     assert _entries(tmp_path, "a") == [*_expected(run, -1, initial), *trained]
     assert _entries(tmp_path, "b") == trained  # its initial weights stayed

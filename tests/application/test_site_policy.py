@@ -153,7 +153,7 @@ def test_a_deployed_site_notes_what_it_did_and_signs_each_update(
         (0, 4),
         (1, 4),
     ]
-    assert {event["run"] for event in events} == {server.server._name, ""}
+    assert {event["run"] for event in events} == {server.server.name, ""}
     assert (events[-1]["reason"], events[-1]["failed"]) == ("", False)
     verdict = verify_audit(tmp_path)
     assert (verdict.problems, verdict.signatures) == ((), 3)

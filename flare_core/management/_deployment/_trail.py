@@ -1,9 +1,11 @@
 """What goes into the audit log of a server, in its words."""
 
 import time
-from typing import Protocol, final
+from collections.abc import Sequence
+from typing import TypeAlias, final
 
 from flare_core.application import (
+    AuditLog,
     Event,
     Published,
     RoundPlayed,
@@ -14,23 +16,10 @@ from flare_core.application import (
 )
 from flare_core.communication import TurnedAway
 
+Fact: TypeAlias = str | float | Sequence[str]
 _QUIET_S = 60.0
 """The same refusal again is counted for so long before it is written down."""
 _MOST_KINDS = 1000
-
-
-class Log(Protocol):
-    """An audit log."""
-
-    def note(
-        self, event: str, *, run: str = "", site: str = "", **facts: object
-    ) -> None:
-        """Append a line."""
-        ...
-
-    def sign(self) -> None:
-        """Sign all lines so far."""
-        ...
 
 
 @final
@@ -41,12 +30,12 @@ class Trail:
         log: Where to.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: AuditLog) -> None:
         self._log = log
         self._refusals: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def note(
-        self, event: str, *, run: str = "", site: str = "", **facts: object
+        self, event: str, *, run: str = "", site: str = "", **facts: Fact
     ) -> None:
         """Append a line."""
         self._log.note(event, run=run, site=site, **facts)
