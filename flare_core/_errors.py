@@ -139,7 +139,8 @@ class ServerUnreachableError(FlareError):
     def __str__(self) -> str:
         return (
             f"no server answers at {self.address} (waited {self.waited_s:g} s); "
-            "is it running, and does the site file name the right address?"
+            "is it running, is its run not over, and does the site file name the "
+            "right address?"
         )
 
 

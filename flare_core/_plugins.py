@@ -24,3 +24,15 @@ def plugin(group: str, name: str) -> Any:
         msg = f"no {group} plugin is called {name!r}; installed: {installed}"
         raise ConfigurationError(msg)
     return found[name].load()
+
+
+def plugins(group: str) -> list[Any]:
+    """Return all objects that installed packages offer in a group, by their names.
+
+    Args:
+        group: The entry point group, e.g. ``"flare_core.startup"``.
+    """
+    from importlib.metadata import entry_points  # noqa: PLC0415 - see above
+
+    found = entry_points(group=group)
+    return [found[name].load() for name in sorted(found.names)]

@@ -19,6 +19,7 @@ settings.load_profile("patient")
 @pytest.fixture(autouse=True)
 def _outside_a_federation(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds the federation of the shell that started it."""
+    monkeypatch.delenv("FLARE_ADAPT", raising=False)
     monkeypatch.delenv("FLARE_SITE", raising=False)
     monkeypatch.delenv("FLARE_RUN", raising=False)
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from flare_adapters._torch import LocalSession, num_examples, options
 from flare_adapters.monai._loop import (
     evaluate,
+    evaluator_of,
     fit_length_to,
     go_on,
     horizon_of,
@@ -43,7 +44,8 @@ class FLHandler:
     Args:
         site: The site file; by default the one that ``FLARE_SITE`` names.  With
             ``FLARE_SITE=off`` the handler does nothing at all.
-        evaluator: The engine that validates; its metrics are reported.  The script
+        evaluator: The engine that validates; its metrics are reported.  By default
+            that of a `ValidationHandler` of MONAI, if the engine has one.  The script
             runs it as it likes.  Where rounds end by steps, within epochs, the
             handler runs it on each global model that the script does not validate.
         network: What is trained, where the engine has no ``network``: a module, or a
@@ -107,10 +109,18 @@ class FLHandler:
         if self._evaluator is not None:
             self._evaluator.add_event_handler(Events.COMPLETED, self._evaluated)
 
+    def _find_evaluator(self, engine: Engine) -> None:
+        """Look for an evaluator now that all handlers are attached."""
+        if self._evaluator is None:
+            self._evaluator = evaluator_of(engine)
+            if self._evaluator is not None:
+                self._evaluator.add_event_handler(Events.COMPLETED, self._evaluated)
+
     def _taking_part(self, engine: Engine, run: Callable[..., Any]) -> Any:
         @wraps(run)
         def taking_part(*args: Any, **kwargs: Any) -> Any:
             self._interrupted = False
+            self._find_evaluator(engine)
             session = self._session = self._session or LocalSession(self._options)
             try:
                 with engine.add_event_handler(Events.STARTED, self._started):

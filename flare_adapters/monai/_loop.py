@@ -1,5 +1,6 @@
 """The length of an Ignite run, its loss, and a validation in the middle of it."""
 
+import inspect
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -73,6 +74,17 @@ def evaluate(evaluator: Engine, epoch: int) -> None:
     elif evaluator.state.dataloader is not None:
         data, length = evaluator.state.dataloader, evaluator.state.epoch_length
         evaluator.run(data, epoch_length=length)
+
+
+def evaluator_of(engine: Engine) -> Engine | None:
+    """Return the engine that a `ValidationHandler` of MONAI runs, if one is attached.
+
+    Ignite 0.5 has no public view of what is attached to an engine.
+    """
+    attached = engine._event_handlers.values()  # noqa: SLF001 - see above
+    handlers = (inspect.unwrap(one) for event in attached for one, *_ in event)
+    validators = (getattr(handler, "validator", None) for handler in handlers)
+    return next((one for one in validators if isinstance(one, Engine)), None)
 
 
 @contextmanager

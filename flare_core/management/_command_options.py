@@ -13,13 +13,15 @@ ScriptOption: TypeAlias = Annotated[
         metavar="SCRIPT.py",
         exists=True,
         dir_okay=False,
-        help="A training script that joins a federation; every site runs it.",
+        help="A training script, changed or not; every site runs it.",
     ),
 ]
 ArgsOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="-- ARGS", help="Arguments of the script, after two dashes."
+        metavar="-- ARGS",
+        help="Arguments of the script, after two dashes; {site}, {index} and {count} "
+        "in them become the site's own.",
     ),
 ]
 SitesOption: TypeAlias = Annotated[

@@ -1,6 +1,7 @@
 """A site as a real process: started in a session of its own, and ended for sure."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tomli_w
 
 from flare_core._site import SITE_VARIABLE, Site
 from flare_core.management._family import family, wait_for
+from flare_core.management._unchanged import adapted
 
 _THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
@@ -27,6 +29,7 @@ _THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 _GRACE_S = 3.0
+_PLACEHOLDER = re.compile(r"\{(?:site|index|count)\}")
 
 
 @final
@@ -36,11 +39,19 @@ class Script:
 
     Attributes:
         path: A Python script.
-        args: Its arguments.
+        args: Its arguments; ``{site}``, ``{index}`` and ``{count}`` in them stand for
+            the site's own.
     """
 
     path: Path
     args: tuple[str, ...] = ()
+
+    def args_of(self, site: Site) -> list[str]:
+        """Return the arguments for a site; any other braces stay as they are."""
+        own = {"{site}": site.name, "{index}": site.index, "{count}": site.count}
+        return [
+            _PLACEHOLDER.sub(lambda found: str(own[found[0]]), arg) for arg in self.args
+        ]
 
 
 @final
@@ -68,7 +79,7 @@ class SiteProcess:
         self._site_file.write_text(tomli_w.dumps(msgspec.to_builtins(site)))
         with log_of(folder, site.name).open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - the user's own script
-                [sys.executable, str(script.path), *script.args],
+                [sys.executable, str(script.path), *script.args_of(site)],
                 env=_environment(self._site_file, num_threads),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -142,7 +153,7 @@ def in_words(code: int) -> str:
 
 def _environment(site_file: Path, num_threads: int) -> dict[str, str]:
     limits = {name: _limit(name, num_threads) for name in _THREAD_VARIABLES}
-    return {
+    environment = {
         "OMP_WAIT_POLICY": "PASSIVE",  # sites share cores: who waits must not spin
         **os.environ,
         **limits,
@@ -150,6 +161,7 @@ def _environment(site_file: Path, num_threads: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    return adapted(environment)
 
 
 def _limit(name: str, num_threads: int) -> str:

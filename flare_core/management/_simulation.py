@@ -33,8 +33,9 @@ from flare_core.management._processes import (
 _LAST_WORDS_S = 10.0
 """How long a site that failed may take to end; its traceback comes last."""
 _NEVER_JOINED = (
-    "its script ended without joining: does it use FLCallback, FLHandler or "
-    "flare_core.join, and does it get there?"
+    "its script ended without joining: does it train with Lightning, the Hugging Face "
+    "Trainer or a MONAI Bundle, or use FLCallback, FLHandler or flare_core.join, and "
+    "does it get there?"
 )
 
 

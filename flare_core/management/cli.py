@@ -70,10 +70,12 @@ def _simulate(
 ) -> None:
     """Run a federation on this machine: a server, and each site a real process.
 
-    Every site runs SCRIPT.py with FLARE_SITE set; the script asks flare_core.site()
-    for its name, index and count to pick its share of the data.
+    Every site runs SCRIPT.py, which need not know of it: its first Lightning fit,
+    Hugging Face training or MONAI Bundle takes part, unless it uses an adapter itself.
+    To pick its share of the data it takes {index} and {count} from its arguments, or
+    asks flare_core.site().
 
-    Example: flare simulate train.py --sites 4 --rounds 10 -- --lr 0.1
+    Example: flare simulate train.py --sites 4 -- --part {index} --parts {count}
     """
     console = Console()
     with exit_codes():

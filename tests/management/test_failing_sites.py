@@ -96,7 +96,7 @@ def test_a_script_that_never_joins_ends_the_run_with_advice(
     done = flare("simulate", script("print('trained alone')\n"), "--sites", "2")
 
     assert done.returncode == 1
-    assert "ended without joining: does it use FLCallback" in done.stderr
+    assert "ended without joining: does it train with Lightning" in done.stderr
 
 
 def test_a_site_that_is_killed_is_lost_at_once(

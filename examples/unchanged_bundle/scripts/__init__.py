@@ -1,0 +1,1 @@
+"""The Bundle's own code."""
