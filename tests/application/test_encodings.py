@@ -45,9 +45,9 @@ def _played(
         for name in "ab"
     ]
     first, second = (site.result(WAIT_S) for site in sites)
+    assert server.result().error == ""  # only then is the final model on record
     *_, last = [e for e in server.events if isinstance(e, Published)]
     assert first == second == last.weights  # however they came by their bits
-    assert server.result().error == ""
     return first, [e.record for e in server.events if isinstance(e, RoundPlayed)]
 
 
