@@ -91,11 +91,14 @@ class Host:
         share_spool: bool = False,
         patient: bool = False,
     ) -> Stage:
-        """Open a run; its arguments are those of `Stage`.
+        """Set up a run, for `Stage.open` to open; its arguments are those of `Stage`.
 
         Before `serve`, or on its thread.
+
+        Raises:
+            ConfigurationError: If its strategy is not installed.
         """
-        stage = self._stages[name] = Stage(
+        stage = Stage(
             name,
             plan,
             spool=spool,
@@ -108,6 +111,7 @@ class Host:
             share_spool=share_spool,
             patient=patient,
         )
+        self._stages[name] = stage
         return stage
 
     def stage(self, name: str) -> Stage | None:

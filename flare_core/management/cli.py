@@ -32,12 +32,21 @@ from flare_core.management._command_options import (
 )
 from flare_core.management._display import Display, display_on
 from flare_core.management._horizons import differing_horizons
+from flare_core.management._member_commands import (
+    accept,
+    invite,
+    members,
+    revoke,
+    rotate,
+)
 from flare_core.management._messages import complain, exit_codes, say, show_failure
 from flare_core.management._plan_options import plan_of
 from flare_core.management._play import federation, play, sites_of
 from flare_core.management._preflight import Preflight, report
 from flare_core.management._processes import Script
+from flare_core.management._run_commands import run_app
 from flare_core.management._run_folder import fresh_folder
+from flare_core.management._server_commands import roles, server_app, status
 from flare_core.management._summary import Tally, summary
 
 app = typer.Typer(
@@ -49,6 +58,20 @@ app = typer.Typer(
 
 
 app.add_typer(audit_app, name="audit")
+
+
+app.add_typer(server_app, name="server")
+app.add_typer(run_app, name="run")
+for _name, _member_command in (
+    ("status", status),
+    ("roles", roles),
+    ("invite", invite),
+    ("accept", accept),
+    ("members", members),
+    ("revoke", revoke),
+    ("rotate", rotate),
+):
+    app.command(_name)(_member_command)
 
 
 @app.callback()

@@ -50,20 +50,20 @@ class ServerDesk:
     Args:
         registry: Who is who.
         trail: Told of every refusal and every act.
-        address: What stands in invitations.
     """
 
-    def __init__(self, registry: Registry, trail: Trail, address: str) -> None:
+    def __init__(self, registry: Registry, trail: Trail) -> None:
         self._registry = registry
         self._trail = trail
-        self._address = address
+        self._address = ""
         self._since = time.time()
         self._parked: dict[bytes, tuple[Asker, Ask]] = {}
         self._parts: tuple[Host, Runs] | None = None
 
-    def opens(self, host: Host, runs: Runs) -> None:
-        """Begin to answer for these."""
+    def opens(self, host: Host, runs: Runs, *, address: str) -> None:
+        """Begin to answer for these; the address stands in invitations."""
         self._parts = host, runs
+        self._address = address
 
     def objection(self, user: str, site: str) -> str:
         """Return why somebody may not take part as a site."""

@@ -87,12 +87,13 @@ class Runs:
             name=name, plan=plan, state="waiting", creator=creator, created=time.time()
         )
         self._trail.note("run created", run=name, user=creator, plan=plan.fingerprint)
+        self._infos[name] = info
         try:
             self._open(info)
         except FlareError as exc:
+            del self._infos[name]
             raise RequestDeniedError(str(exc)) from exc
         self._store.add_run(info)
-        self._infos[name] = info
         self._changed()
 
     def stop(self, name: str, reason: str, *, user: str) -> None:
@@ -187,7 +188,11 @@ class Runs:
             observer=observe,
             patient=True,
         )
-        stage.open(self._host.endpoint)
+        try:
+            stage.open(self._host.endpoint)
+        except FlareError as exc:
+            stage.fail(exc)
+            raise
 
     def _follow(self, name: str, event: Event) -> None:
         info = self._infos[name]

@@ -1,6 +1,6 @@
 """A server for real sites, put together from its folder."""
 
-import logging
+from contextlib import ExitStack
 from functools import partial
 from typing import final
 
@@ -10,10 +10,10 @@ from flare_core.management._deployment._desk import ServerDesk
 from flare_core.management._deployment._folder import ServerFolder
 from flare_core.management._deployment._registry import Registry
 from flare_core.management._deployment._runs import Runs
+from flare_core.management._deployment._settings import ServerSettings
 from flare_core.management._deployment._store import Store
 from flare_core.management._deployment._trail import Trail
 
-_log = logging.getLogger(__name__)
 ADMIN = "admin"
 """The name of whoever may read the server's folder."""
 
@@ -32,31 +32,27 @@ class Service:
 
     def __init__(self, folder: ServerFolder) -> None:
         settings = folder.settings()
-        self._store = Store(folder.store)
-        self._trail = Trail(AuditLog(folder.path))
-        registry = Registry(
-            folder.keys("server"),
-            settings.limits,
-            self._store,
-            old_key_s=settings.old_key_s,
-            turned_away=self._turned_away,
-        )
-        registry.add(ADMIN, "admin", folder.keys(ADMIN).public.decode())
-        address = settings.address or settings.listen
-        self._desk = ServerDesk(registry, self._trail, address)
         self._stopped = ""
-        self._host = Host(
-            settings.listen,
-            access=registry,
-            desk=self._desk,
-            patience_s=settings.patience_s,
-            num_threads=settings.num_threads or most_threads(),
-        )
-        self._host.listen(folder.admin_address)
-        self._runs = Runs(
-            self._host, self._store, folder.runs, self._trail, self._desk.changed
-        )
-        self._desk.opens(self._host, self._runs)
+        self._trail = Trail(AuditLog(folder.path))
+        with ExitStack() as undo:
+            self._store = Store(folder.store)
+            undo.callback(self._store.close)
+            registry = self._registry(folder, settings)
+            self._desk = ServerDesk(registry, self._trail)
+            self._host = Host(
+                settings.listen,
+                access=registry,
+                desk=self._desk,
+                patience_s=settings.patience_s,
+                num_threads=settings.num_threads or most_threads(),
+            )
+            self._host.listen(folder.admin_address)
+            self._runs = Runs(
+                self._host, self._store, folder.runs, self._trail, self._desk.changed
+            )
+            address = settings.address or self._host.endpoint
+            self._desk.opens(self._host, self._runs, address=address)
+            undo.pop_all()
 
     @property
     def endpoint(self) -> str:
@@ -66,6 +62,7 @@ class Service:
     def run(self) -> None:
         """Serve until `stop`."""
         self._trail.note("server started", address=self.endpoint)
+        self._trail.sign()
         try:
             self._runs.reopen()
             self._host.serve(until=lambda: bool(self._stopped))
@@ -73,6 +70,7 @@ class Service:
             self._runs.close(self._stopped or "the server failed")
             self._host.close()
             self._trail.note("server stopped", reason=self._stopped or "it failed")
+            self._trail.sign()
             self._store.close()
 
     def stop(self, reason: str) -> None:
@@ -82,6 +80,17 @@ class Service:
             self._stopped = reason
 
         self._host.post(note)
+
+    def _registry(self, folder: ServerFolder, settings: ServerSettings) -> Registry:
+        registry = Registry(
+            folder.keys("server"),
+            settings.limits,
+            self._store,
+            old_key_s=settings.old_key_s,
+            turned_away=self._turned_away,
+        )
+        registry.add(ADMIN, "admin", folder.keys(ADMIN).public.decode())
+        return registry
 
     def _turned_away(self, event: TurnedAway) -> None:
         self._host.post(partial(self._desk.turned_away, event))

@@ -34,11 +34,13 @@ class Trail:
         self._log = log
         self._refusals: dict[tuple[str, ...], tuple[float, int]] = {}
 
-    def note(
-        self, event: str, *, run: str = "", site: str = "", **facts: Fact
-    ) -> None:
+    def note(self, event: str, *, run: str = "", site: str = "", **facts: Fact) -> None:
         """Append a line."""
         self._log.note(event, run=run, site=site, **facts)
+
+    def sign(self) -> None:
+        """Sign all lines so far."""
+        self._log.sign()
 
     def refused(self, what: str, *, user: str = "", **facts: str) -> None:
         """Write down that something was refused; of the same again, how often.

@@ -1,0 +1,100 @@
+"""``flare server``, ``flare status`` and ``flare roles``."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from flare_core._errors import ConfigurationError
+from flare_core.communication import ServerStatus, Status
+from flare_core.management._account import HomeOption, account_of
+from flare_core.management._deployment import (
+    MAY,
+    ROLES,
+    ServerFolder,
+    ServerSettings,
+    Service,
+)
+from flare_core.management._messages import exit_codes, say
+from flare_core.management._signals import interrupts
+from flare_core.management._wording import counted
+
+server_app = typer.Typer(
+    no_args_is_help=True, help="Make a server for real sites, and start it."
+)
+
+FolderOption: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The server's folder.")
+]
+
+
+@server_app.command("init")
+def _init(
+    folder: FolderOption,
+    *,
+    listen: Annotated[
+        str, typer.Option(help="Where the server listens; one TCP port.")
+    ] = "tcp://0.0.0.0:8470",
+    address: Annotated[
+        str,
+        typer.Option(
+            help="Where sites find it, for the invitations, such as "
+            "tcp://flare.example.org:8470.  Default: where it listens, if that is one "
+            "address."
+        ),
+    ] = "",
+) -> None:
+    """Make the keys, the settings and the store of a new server."""
+    console = Console()
+    with exit_codes():
+        if "0.0.0.0" in listen and not address:  # noqa: S104 - nothing is bound here
+            msg = (
+                f"--listen {listen} is every address of this machine: name the one "
+                "that sites find it at, with --address tcp://HOST:PORT"
+            )
+            raise ConfigurationError(msg)
+        ServerFolder(folder).make(ServerSettings(listen=listen, address=address))
+        say(console, f"made a server in {folder}; its settings: {folder}/server.toml")
+        say(console, f"start it: flare server start {folder}")
+
+
+@server_app.command("start")
+def _start(folder: FolderOption) -> None:
+    """Serve in the foreground, until Ctrl-C or SIGTERM."""
+    console = Console()
+    handler = RichHandler(console=console, show_path=False, markup=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    with exit_codes():
+        service = Service(ServerFolder(folder))
+        with interrupts(lambda: service.stop("the server was stopped")):
+            say(console, f"server listens at {service.endpoint}")
+            service.run()
+        say(console, "stopped")
+
+
+def status(*, home: HomeOption = Path()) -> None:
+    """Show how a server stands."""
+    console = Console()
+    with exit_codes(), account_of(home).control() as control:
+        found = control.ask(Status(), ServerStatus)
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.since))
+        say(console, f"server at {found.address}, version {found.version}")
+        say(console, f"up since {since}, {counted(found.members, 'member')}")
+        states = [f"{count} {state}" for state, count in found.runs.items()]
+        say(console, f"runs: {', '.join(states) or 'none'}")
+
+
+def roles() -> None:
+    """Show who may do what."""
+    table = Table(title="Who may do what")
+    table.add_column("")
+    for role in ROLES:
+        table.add_column(role, justify="center")
+    for act, may in MAY.items():
+        table.add_row(str(act), *("yes" if role in may else "-" for role in ROLES))
+    Console().print(table)
