@@ -21,12 +21,14 @@ from flare_core.communication import (
     Incoming,
     KeyPair,
     Leave,
+    Limits,
     Mailbox,
     Offer,
     Secured,
     Start,
     ToServer,
     ToSite,
+    TurnedAway,
     Want,
     Welcome,
     ZmqRouter,
@@ -50,10 +52,31 @@ def serve_secured(pipe: Connection) -> None:
     keys = KeyPair.new()
     with (
         tempfile.TemporaryDirectory() as folder,
-        ZmqRouter("tcp://127.0.0.1:0", keys=keys) as one,
+        ZmqRouter("tcp://127.0.0.1:0", access=_Everybody(keys)) as one,
     ):
         pipe.send((one.endpoint, Secured(KeyPair.new(), keys.public)))
         _Server(one, Path(folder)).run()
+
+
+@final
+class _Everybody:
+    """Lets any key in: what a key costs is measured, not who has one."""
+
+    def __init__(self, keys: KeyPair) -> None:
+        self.keys = keys
+        self.limits = Limits()
+
+    def admit(self, key: str) -> str:
+        """Let it in."""
+        return f"site-{key[:8]}"
+
+    def knows(self, user: str) -> bool:
+        """Let it stay."""
+        return bool(user)
+
+    def turned_away(self, event: TurnedAway) -> None:
+        """Say so: nobody should be."""
+        raise RuntimeError(event)
 
 
 @final
@@ -73,8 +96,7 @@ class _Server:
         while not over:
             received = self._router.receive()
             if received is not None:
-                peer, frames = received
-                over = self._handle(peer, decode_to_server(frames))
+                over = self._handle(received.peer, decode_to_server(received.frames))
         self._mailbox.close()
 
     def _handle(self, peer: bytes, message: ToServer | Chunk) -> bool:

@@ -1,6 +1,7 @@
 """One federation on this machine: the server in a thread, each site a process."""
 
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -116,9 +117,15 @@ class Simulation:
             RunAbortedError: If the run ended early for another reason.
             KeyboardInterrupt: After `interrupt`.
         """
+        # A socket in a folder of our own: no other user of this machine gets at it.
+        with tempfile.TemporaryDirectory(prefix="flare-") as sockets:
+            return self._run(f"ipc://{sockets}/server")
+
+    def _run(self, address: str) -> Result:
         began = time.monotonic()
         server = Server(
             self._plan,
+            address=address,
             folder=self._folder,
             observer=self._observe,
             preflight=self._preflight,

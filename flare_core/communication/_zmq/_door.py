@@ -12,7 +12,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import final
 
@@ -248,7 +248,7 @@ class Door:
 
 
 @contextmanager
-def _socket(fd: int) -> Iterator[socket.socket | None]:
+def _socket(fd: int) -> Generator[socket.socket | None]:
     """Yield a handle of our own on a socket; None if that number is none any more."""
     try:
         copy = os.dup(fd)
@@ -267,8 +267,8 @@ def _socket(fd: int) -> Iterator[socket.socket | None]:
 
 def _own_name(found: socket.socket) -> int | str:
     """Return the port, or the path, that a socket listened at."""
-    name = found.getsockname()
-    return int(name[1]) if isinstance(name, tuple) else str(name)
+    name: tuple[str, int] | str = found.getsockname()
+    return name if isinstance(name, str) else name[1]
 
 
 def _address(found: socket.socket) -> str:

@@ -27,6 +27,7 @@ from flare_core.communication import (
     Rotate,
     ServerStatus,
     ShowRun,
+    State,
     Status,
     StopRun,
     TurnedAway,
@@ -240,13 +241,15 @@ class ServerDesk:
         return Done()
 
     def _status(self, runs: Runs) -> ServerStatus:
-        states = [info.state for info in runs.all()]
+        counts: dict[State, int] = {}
+        for info in runs.all():
+            counts[info.state] = counts.get(info.state, 0) + 1
         return ServerStatus(
             version=version("flare-adapters"),
             address=self._address,
             since=self._since,
             members=sum(one.revoked is None for one in self._registry.members()),
-            runs={state: states.count(state) for state in dict.fromkeys(states)},
+            runs=counts,
         )
 
     def _read(self, user: str, request: ReadRun, *, patient: bool) -> object:

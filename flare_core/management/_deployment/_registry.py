@@ -26,8 +26,8 @@ _TOKEN_BYTES = 32
 class Registry:
     """Knows the members; an `Access` for the server's socket.
 
-    All but `admit` and `knows`, which the socket asks from a thread of its own, is for
-    the server's thread.
+    All but `admit`, `knows` and `turned_away`, which the socket calls from a thread of
+    its own, is for the server's thread.
 
     Args:
         keys: The server's own.
@@ -48,7 +48,7 @@ class Registry:
     ) -> None:
         self.keys = keys
         self.limits = limits
-        self.turned_away = turned_away
+        self._turned_away = turned_away
         self._store = store
         self._old_key_s = old_key_s
         self._names: dict[str, tuple[str, float | None]] = {}
@@ -71,6 +71,10 @@ class Registry:
             return user.removeprefix(INVITED) in self._invitations
         member = self._members.get(user)
         return member is not None and member.revoked is None
+
+    def turned_away(self, event: TurnedAway) -> None:
+        """Take note of a connection that was not let in, or was cut off."""
+        self._turned_away(event)
 
     def role(self, user: str) -> Role | None:
         """Return the role of a member; None for one who only has an invitation."""

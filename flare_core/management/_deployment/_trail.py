@@ -1,5 +1,6 @@
 """What goes into the audit log of a server, in its words."""
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import TypeAlias, final
@@ -16,6 +17,7 @@ from flare_core.application import (
 )
 from flare_core.communication import TurnedAway
 
+_log = logging.getLogger(__name__)
 Fact: TypeAlias = str | float | Sequence[str]
 _QUIET_S = 60.0
 """The same refusal again is counted for so long before it is written down."""
@@ -35,8 +37,11 @@ class Trail:
         self._refusals: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def note(self, event: str, *, run: str = "", site: str = "", **facts: Fact) -> None:
-        """Append a line."""
+        """Append a line, and say it."""
         self._log.note(event, run=run, site=site, **facts)
+        said = [f"{name} {fact}" for name, fact in facts.items() if fact]
+        who = [f"run {run}" if run else "", site, event]
+        _log.info("%s", " ".join(filter(None, [*who, *said])))
 
     def sign(self) -> None:
         """Sign all lines so far."""
@@ -56,7 +61,7 @@ class Trail:
         if len(self._refusals) >= _MOST_KINDS:
             self._refusals.clear()
         self._refusals[kind] = (now, 0)
-        self._log.note("refused", what=what, user=user, more_before=times, **facts)
+        self.note("refused", what=what, user=user, more_before=times, **facts)
 
     def turned_away(self, event: TurnedAway, about: str) -> None:
         """Write down that a connection was not let in, or was cut off.
