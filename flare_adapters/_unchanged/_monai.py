@@ -40,13 +40,13 @@ def _federated(initialize: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(initialize)
     def federated(self: Any, *args: Any, **kwargs: Any) -> Any:
         if asked():
-            _add_handler(self.parser)
+            add_handler(self.parser)
         return initialize(self, *args, **kwargs)
 
     return federated
 
 
-def _add_handler(parser: Any) -> None:
+def add_handler(parser: Any) -> None:
     """Put the handler before those of the trainer, unless the config has one.
 
     MONAI's own `patch_bundle_tracking` adds to ``train#handlers``, the end of which

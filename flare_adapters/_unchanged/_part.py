@@ -18,7 +18,6 @@ _ASKED, _TAKEN = "1", "taken"
 _SPEAKS = "flare_core.application"
 """Loaded by each adapter and by `flare_core.join`, and by nothing else."""
 
-_ADAPTERS = ("flare_adapters.huggingface.", "flare_adapters.lightning.")
 
 _log = logging.getLogger(__name__)
 
@@ -29,12 +28,6 @@ def asked() -> bool:
     if site == "off" or state not in {_ASKED, _TAKEN}:
         return False
     return state == _TAKEN or _SPEAKS not in sys.modules
-
-
-def federates(callback: object) -> bool:
-    """Return whether a callback is that of an adapter, or is derived from it."""
-    bases = type(callback).__mro__
-    return any(base.__module__.startswith(_ADAPTERS) for base in bases)
 
 
 def take(training: str) -> bool:

@@ -39,13 +39,11 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
 
     @cache
     def played(framework: str, says: str) -> Path:
-        options = ["--sites", "2", "--rounds", str(ROUNDS)]
         run_dir = folder / f"{framework}-{says}"
+        options = ["--sites", "2", "--rounds", str(ROUNDS), "--run-dir", str(run_dir)]
+        arguments = [framework, "{index}", says]
         done = subprocess.run(
-            [
-                *(COMMAND, "simulate", silent.__file__, *options),
-                *("--run-dir", run_dir, "--", framework, "{index}", says),
-            ],
+            [COMMAND, "simulate", silent.__file__, *options, "--", *arguments],
             cwd=folder,
             env=os.environ | {"FLARE_SITE": "off"},  # of the shell, not of the sites
             capture_output=True,
@@ -120,5 +118,7 @@ def test_the_ranks_of_torchrun_are_one_site(
 
     assert done.returncode == 0, done.stderr
     assert server.result().rounds == ROUNDS
-    assert [record.num_examples for record in records(server)] == [24] * ROUNDS
+    assert [record.num_examples for record in records(server)] == [
+        silent.NUM_ROWS
+    ] * ROUNDS
     assert done.stdout.count(f"epochs {ROUNDS} 2") == 2
