@@ -10,7 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from flare_adapters._unchanged import STARTUP, lightning_callbacks
+from flare_adapters._unchanged import lightning_callbacks
+from flare_adapters._unchanged._folder import STARTUP
 from flare_adapters._unchanged._imports import Watch
 from flare_core.management._unchanged import adapted
 from inspection import loaded_by, run_fresh
