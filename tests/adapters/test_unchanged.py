@@ -90,6 +90,20 @@ def test_a_later_training_is_as_long_as_it_was_and_says_once_that_it_is_alone(
         assert words.count(ALONE) == 1
 
 
+@pytest.mark.parametrize(
+    ("framework", "callbacks"),
+    [
+        ("lightning", "FirstFit"),
+        ("huggingface", "DefaultFlowCallback PrinterCallback"),
+    ],
+)
+def test_a_trainer_keeps_nothing_of_the_federation(
+    framework: str, callbacks: str, play: Play
+) -> None:
+    for words in said(play(framework, "nothing")):
+        assert f"callbacks {callbacks}\n" in words
+
+
 @pytest.mark.parametrize(("framework", "says"), SAYS)
 def test_a_script_that_says_it_trains_elsewhere_without_a_word(
     framework: str, says: str, play: Play

@@ -1,6 +1,6 @@
 """A script that says nothing of a federation, unless its last argument tells it to.
 
-It trains twice, with a Trainer each; the first training is the one of the run.
+It trains twice; the first training is the one of the run.
     silent.py FRAMEWORK PART nothing|callback|late|strategy
 """
 
@@ -35,6 +35,11 @@ def say(words: str) -> None:
     """Tell the test."""
     sys.stdout.write(f"{words}\n")
     sys.stdout.flush()
+
+
+def names_of(callbacks: list[Any]) -> str:
+    """Return the kinds of some callbacks."""
+    return " ".join(type(one).__name__ for one in callbacks)
 
 
 def lightning(part: int, says: str) -> None:
@@ -82,6 +87,7 @@ def lightning(part: int, says: str) -> None:
     second = trainer()
     second.fit(Net(1), loader)
     say(f"epochs {first.current_epoch} {second.current_epoch}")
+    say(f"callbacks {names_of(first.callbacks)}")
 
 
 def huggingface(part: int, says: str) -> None:
@@ -123,9 +129,11 @@ def huggingface(part: int, says: str) -> None:
         first.add_callback(FLCallback())
         first.args.num_train_epochs = 3  # what is added late finds the length as it is
     first.train()
-    second = trainer(1)
+    played = first.state.epoch
+    second = first if says == "nothing" else trainer(1)
     second.train()
-    say(f"epochs {first.state.epoch:g} {second.state.epoch:g}")
+    say(f"epochs {played:g} {second.state.epoch:g}")
+    say(f"callbacks {names_of(first.callback_handler.callbacks)}")
 
 
 def main() -> None:
