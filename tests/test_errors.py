@@ -89,6 +89,7 @@ def test_an_unreachable_server_is_named_with_the_wait() -> None:
 
     assert (error.address, error.waited_s) == ("tcp://10.0.0.1:5555", 2.5)
     assert "no server answers at tcp://10.0.0.1:5555 (waited 2.5 s)" in str(error)
+    assert "is its run not over" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 Python runs the first ``sitecustomize`` it finds: this one hands on to the next.
 """
 
+import os
 import sys
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
-from pathlib import Path
 
 
 def _install() -> None:
@@ -20,8 +20,8 @@ def _install() -> None:
 
 
 def _hand_on() -> None:
-    here = Path(__file__).resolve().parent
-    others = [folder for folder in sys.path if Path(folder).resolve() != here]
+    here = os.path.realpath(os.path.dirname(__file__))
+    others = [folder for folder in sys.path if os.path.realpath(folder) != here]
     spec = PathFinder.find_spec("sitecustomize", others)
     if spec is not None and spec.loader is not None:
         module = module_from_spec(spec)

@@ -2,20 +2,18 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from flare_adapters._unchanged._part import federates, take
+from flare_adapters._unchanged._part import take
 
 
 class FirstFit(Callback):
-    """Brings an `FLCallback` to a fit, unless the Trainer has one by then."""
+    """Brings an `FLCallback` to a fit; one of the user's own keeps it away."""
 
     def __init__(self) -> None:
         self._brought: list[Callback] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Add the callback behind this one: its own ``setup`` is called next."""
-        if stage != "fit" or any(federates(one) for one in trainer.callbacks):
-            return
-        if not take("This fit"):
+        if stage != "fit" or not take("This fit"):
             return
         from flare_adapters.lightning import FLCallback  # noqa: PLC0415 - not before
 

@@ -6,7 +6,7 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from flare_adapters._unchanged._part import federates, take
+from flare_adapters._unchanged._part import take
 
 
 def federate_trainer(trainer_module: ModuleType) -> None:
@@ -25,8 +25,7 @@ def federate_trainer(trainer_module: ModuleType) -> None:
 def _taking_part(train: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(train)
     def taking_part(self: Any, *args: Any, **kwargs: Any) -> Any:
-        free = not any(federates(one) for one in self.callback_handler.callbacks)
-        if not (free and take("This Trainer.train")):
+        if not take("This Trainer.train"):
             return train(self, *args, **kwargs)
         with _callback_in(self):
             return train(self, *args, **kwargs)

@@ -1,11 +1,14 @@
-"""Acts on a module right after somebody has imported it, and on no other."""
+"""Acts on a module right after somebody has imported it, and on no other.
+
+Every Python process of a site loads this when it starts: so nothing is derived from
+the classes of `importlib.abc`, which would cost as much as all the rest.
+"""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 from flare_adapters._unchanged._huggingface import federate_trainer
 from flare_adapters._unchanged._monai import federate_bundles
@@ -25,7 +28,7 @@ def install() -> None:
 
 
 @final
-class Watch(MetaPathFinder):
+class Watch:
     """Finds nothing by itself: has others find a module, and acts once it is loaded.
 
     Args:
@@ -49,20 +52,21 @@ class Watch(MetaPathFinder):
         found = (one.find_spec(fullname, path, target) for one in others)
         spec = next((one for one in found if one is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Then(spec.loader, act)
+            spec.loader = _Then(spec.loader, act)  # type: ignore[assignment] # see above
         return spec
 
 
 @final
-class _Then(Loader):
+class _Then:
     """Loads as another loader does, leaves the module to that one, and acts."""
 
-    def __init__(self, loader: Loader, act: Act) -> None:
+    def __init__(self, loader: Any, act: Act) -> None:
         self._loader = loader
         self._act = act
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
+        made: ModuleType | None = self._loader.create_module(spec)
+        return made
 
     def exec_module(self, module: ModuleType) -> None:
         module.__loader__ = self._loader

@@ -1,17 +1,15 @@
 """MONAI: a Bundle's trainer gets the handler when its config is read."""
 
-import logging
 from collections.abc import Callable
 from functools import wraps
 from types import ModuleType
 from typing import Any, final
 
-from flare_adapters._unchanged._part import asked, take
+from flare_adapters._unchanged._part import asked, take, warn
 
 _HANDLER = {"_target_": f"{__name__}.FirstTrainer"}
 _ID = "flare_handler"
 _TRAINER, _HANDLERS = "train#trainer", "train#trainer#train_handlers"
-_log = logging.getLogger(__name__)
 
 
 @final
@@ -40,13 +38,13 @@ def _federated(initialize: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(initialize)
     def federated(self: Any, *args: Any, **kwargs: Any) -> Any:
         if asked():
-            _add_handler(self.parser)
+            add_handler(self.parser)
         return initialize(self, *args, **kwargs)
 
     return federated
 
 
-def _add_handler(parser: Any) -> None:
+def add_handler(parser: Any) -> None:
     """Put the handler before those of the trainer, unless the config has one.
 
     MONAI's own `patch_bundle_tracking` adds to ``train#handlers``, the end of which
@@ -57,7 +55,7 @@ def _add_handler(parser: Any) -> None:
     if trainer is None or _has_handler(parser.get()):
         return
     if not isinstance(trainer, dict):
-        _log.warning(
+        warn(
             "%s of the Bundle is %r: expected a component with a _target_, to which a "
             "handler can be added; add flare_adapters.monai.FLHandler where it is made",
             _TRAINER,

@@ -5,22 +5,13 @@ it was asked for, in the environment: so it holds for all frameworks of a script
 for programs that it starts afterwards.
 """
 
-import logging
 import os
 import sys
-from pathlib import Path
-
-STARTUP = str(Path(__file__).parents[1] / "_startup")
-"""Folder for ``PYTHONPATH``: its ``sitecustomize`` calls `install`."""
 
 _VARIABLE = "FLARE_ADAPT"
 _ASKED, _TAKEN = "1", "taken"
 _SPEAKS = "flare_core.application"
 """Loaded by each adapter and by `flare_core.join`, and by nothing else."""
-
-_ADAPTERS = ("flare_adapters.huggingface.", "flare_adapters.lightning.")
-
-_log = logging.getLogger(__name__)
 
 
 def asked() -> bool:
@@ -29,12 +20,6 @@ def asked() -> bool:
     if site == "off" or state not in {_ASKED, _TAKEN}:
         return False
     return state == _TAKEN or _SPEAKS not in sys.modules
-
-
-def federates(callback: object) -> bool:
-    """Return whether a callback is that of an adapter, or is derived from it."""
-    bases = type(callback).__mro__
-    return any(base.__module__.startswith(_ADAPTERS) for base in bases)
 
 
 def take(training: str) -> bool:
@@ -49,7 +34,7 @@ def take(training: str) -> bool:
     if not asked():
         return False
     if os.environ[_VARIABLE] == _TAKEN:
-        _log.warning(
+        warn(
             "%s trains at this site alone, and nothing of it is exchanged: the first "
             "training of a script takes part in the run, and that one has begun "
             "before; to choose another one, give it the callback or handler of "
@@ -59,3 +44,10 @@ def take(training: str) -> bool:
         return False
     os.environ[_VARIABLE] = _TAKEN
     return True
+
+
+def warn(message: str, *args: object) -> None:
+    """Log a warning."""
+    import logging  # noqa: PLC0415 - half of what a process would load at its start
+
+    logging.getLogger(__name__).warning(message, *args)

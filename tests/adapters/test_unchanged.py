@@ -39,13 +39,11 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
 
     @cache
     def played(framework: str, says: str) -> Path:
-        options = ["--sites", "2", "--rounds", str(ROUNDS)]
         run_dir = folder / f"{framework}-{says}"
+        options = ["--sites", "2", "--rounds", str(ROUNDS), "--run-dir", str(run_dir)]
+        arguments = [framework, "{index}", says]
         done = subprocess.run(
-            [
-                *(COMMAND, "simulate", silent.__file__, *options),
-                *("--run-dir", run_dir, "--", framework, "{index}", says),
-            ],
+            [COMMAND, "simulate", silent.__file__, *options, "--", *arguments],
             cwd=folder,
             env=os.environ | {"FLARE_SITE": "off"},  # of the shell, not of the sites
             capture_output=True,
@@ -92,6 +90,20 @@ def test_a_later_training_is_as_long_as_it_was_and_says_once_that_it_is_alone(
         assert words.count(ALONE) == 1
 
 
+@pytest.mark.parametrize(
+    ("framework", "callbacks"),
+    [
+        ("lightning", "FirstFit"),
+        ("huggingface", "DefaultFlowCallback PrinterCallback"),
+    ],
+)
+def test_a_trainer_keeps_nothing_of_the_federation(
+    framework: str, callbacks: str, play: Play
+) -> None:
+    for words in said(play(framework, "nothing")):
+        assert f"callbacks {callbacks}\n" in words
+
+
 @pytest.mark.parametrize(("framework", "says"), SAYS)
 def test_a_script_that_says_it_trains_elsewhere_without_a_word(
     framework: str, says: str, play: Play
@@ -120,5 +132,7 @@ def test_the_ranks_of_torchrun_are_one_site(
 
     assert done.returncode == 0, done.stderr
     assert server.result().rounds == ROUNDS
-    assert [record.num_examples for record in records(server)] == [24] * ROUNDS
+    assert [record.num_examples for record in records(server)] == [
+        silent.NUM_ROWS
+    ] * ROUNDS
     assert done.stdout.count(f"epochs {ROUNDS} 2") == 2

@@ -55,3 +55,10 @@ def test_the_adapters_are_listed_without_being_imported() -> None:
     )
 
     assert not loaded & (FRAMEWORKS | {"flare_adapters"})
+
+
+def test_what_every_process_of_a_site_loads_at_its_start_is_next_to_nothing() -> None:
+    loaded = loaded_by("import flare_adapters._unchanged._imports")
+
+    assert "flare_adapters" in loaded
+    assert not loaded & (FRAMEWORKS | {"flare_core", "msgspec", "numpy", "zmq"})

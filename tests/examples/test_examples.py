@@ -1,6 +1,8 @@
 """The examples run as they are, and leave what their frameworks load by themselves."""
 
+import ast
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-Simulate: TypeAlias = Callable[[str], Path]
+Simulate: TypeAlias = Callable[..., Path]
 pytestmark = [
     pytest.mark.timeout(600),  # frameworks are imported by several processes at once
     pytest.mark.filterwarnings("default"),  # and talk a lot when they load
@@ -49,13 +51,13 @@ def python(*arguments: str | Path, folder: Path, **variables: str) -> str:
 def simulate(tmp_path: Path) -> Simulate:
     """Play an example with two sites, two rounds of one step; return its folder."""
 
-    def play(name: str) -> Path:
-        folder = tmp_path / name
+    def play(name: str, *arguments: str) -> Path:
+        folder = tmp_path / Path(name).stem
         smallest = ["--sites", "2", "--rounds", "2"]
         smallest += ["--set", "schedule.every_n_steps=1", "--run-dir", str(folder)]
         script = str(EXAMPLES / f"{name}.py")
         command = ["-m", "flare_core.management.cli", "simulate", script]
-        python(*command, *smallest, folder=tmp_path)
+        python(*command, *smallest, "--", *arguments, folder=tmp_path)
         return folder
 
     return play
@@ -122,6 +124,44 @@ def test_torch_loads_what_a_loop_of_ones_own_has_learnt(simulate: Simulate) -> N
     assert equal(first, second)
 
 
+PART = ("--part", "{index}", "--parts", "{count}")
+UNCHANGED = [
+    file
+    for file in sorted(EXAMPLES.rglob("*.*"))
+    if "unchanged" in str(file) and file.suffix in {".json", ".py"}
+]
+CONFIG = EXAMPLES / "unchanged_bundle" / "configs" / "train.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("unchanged_lightning", PART),
+        ("unchanged_huggingface", PART),
+        ("unchanged_bundle/run_bundle", ("--config_file", str(CONFIG), *PART)),
+    ],
+)
+def test_an_unchanged_script_is_federated(
+    name: str, arguments: tuple[str, ...], simulate: Simulate
+) -> None:
+    folder = simulate(name, *arguments)
+
+    result = json.loads((folder / "result.json").read_text())
+    rounds = (folder / "rounds.jsonl").read_text().splitlines()
+    assert result["rounds"] == 2
+    assert all(len(json.loads(one)["sites"]) == 2 for one in rounds)
+
+
+@pytest.mark.parametrize("file", UNCHANGED, ids=lambda file: file.name)
+def test_an_unchanged_script_has_no_word_of_a_federation(file: Path) -> None:
+    text = file.read_text()
+    if file.suffix == ".py":  # what one types, it says; what runs does not
+        _docstring, *code = ast.parse(text).body
+        text = "\n".join(map(ast.unparse, code))
+
+    assert "flare" not in text.lower()
+
+
 def test_an_example_trains_alone_where_the_federation_is_off(tmp_path: Path) -> None:
     model = module("lightning_heart").HeartModel
 
@@ -141,6 +181,7 @@ def test_an_example_trains_alone_where_the_federation_is_off(tmp_path: Path) -> 
         ("huggingface_sentiment", 4),
         ("monai_brain", 3),
         ("pytorch_loop", 4),
+        ("unchanged_lightning", 4),
     ],
 )
 def test_all_is_dealt_out_and_everyone_is_scored_on_the_same(

@@ -196,3 +196,21 @@ def test_options_win_over_the_plan_and_settings_over_options(tmp_path: Path) -> 
 
     assert isinstance(plan, Plan)
     assert (plan.rounds, plan.selection.sites, plan.strategy.mu) == (8, 4, 0.1)
+
+
+def test_words_in_braces_become_the_sites_own(
+    flare: Flare, script: WriteScript, tmp_path: Path
+) -> None:
+    body = "Path(me.folder, f'{me.name}.args').write_text(' '.join(sys.argv[1:]))\n"
+    words = ["{site}", "--part={index}/{count}", "{x}", "{}", "{{index}"]
+    options = ["--sites", "2", "--rounds", "1", "--run-dir", "r", "--baselines"]
+
+    done = flare("simulate", script(body + LEARNS), *options, "--", *words)
+
+    assert done.returncode == 0, done.stderr
+    found = {file.stem: file.read_text() for file in tmp_path.glob("r/*.args")}
+    alone = (tmp_path / "r" / "local-only" / "site-2" / "site-2.args").read_text()
+    everything = (tmp_path / "r" / "centralised" / "centralised.args").read_text()
+    assert found["site-1"] == "site-1 --part=0/2 {x} {} {0"
+    assert found["site-2"] == alone == "site-2 --part=1/2 {x} {} {1"
+    assert everything == "centralised --part=0/1 {x} {} {0"

@@ -1,6 +1,6 @@
 """A script that says nothing of a federation, unless its last argument tells it to.
 
-It trains twice, with a Trainer each; the first training is the one of the run.
+It trains twice; the first training is the one of the run.
     silent.py FRAMEWORK PART nothing|callback|late|strategy
 """
 
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 FEATURES = 4
+NUM_ROWS = 32
 Row = dict[str, Tensor]
 
 
 def rows(part: int) -> list[Row]:
     """Return the data of a site."""
     generator = torch.Generator().manual_seed(part)
-    features = torch.randn(24, FEATURES, generator=generator)
+    features = torch.randn(NUM_ROWS, FEATURES, generator=generator)
     return [{"x": one, "labels": one.sum(0, keepdim=True) + part} for one in features]
 
 
@@ -28,6 +29,17 @@ def layer(seed: int) -> nn.Linear:
     """Return what is trained."""
     torch.manual_seed(seed)
     return nn.Linear(FEATURES, 1)
+
+
+def say(words: str) -> None:
+    """Tell the test."""
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
+
+
+def names_of(callbacks: list[Any]) -> str:
+    """Return the kinds of some callbacks."""
+    return " ".join(type(one).__name__ for one in callbacks)
 
 
 def lightning(part: int, says: str) -> None:
@@ -74,7 +86,8 @@ def lightning(part: int, says: str) -> None:
     first.fit(Net(0), loader)
     second = trainer()
     second.fit(Net(1), loader)
-    print(f"epochs {first.current_epoch} {second.current_epoch}")
+    say(f"epochs {first.current_epoch} {second.current_epoch}")
+    say(f"callbacks {names_of(first.callbacks)}")
 
 
 def huggingface(part: int, says: str) -> None:
@@ -116,9 +129,11 @@ def huggingface(part: int, says: str) -> None:
         first.add_callback(FLCallback())
         first.args.num_train_epochs = 3  # what is added late finds the length as it is
     first.train()
-    second = trainer(1)
+    played = first.state.epoch
+    second = first if says == "nothing" else trainer(1)
     second.train()
-    print(f"epochs {first.state.epoch:g} {second.state.epoch:g}")
+    say(f"epochs {played:g} {second.state.epoch:g}")
+    say(f"callbacks {names_of(first.callback_handler.callbacks)}")
 
 
 def main() -> None:
@@ -127,7 +142,6 @@ def main() -> None:
     torch.set_num_threads(1)
     {"lightning": lightning, "huggingface": huggingface}[framework](int(part), says)
     if dist.is_initialized():
-        sys.stdout.flush()
         os._exit(0)  # else gloo may abort it, see ranks.py
 
 
