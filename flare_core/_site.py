@@ -75,6 +75,7 @@ class _SiteKeys(_Settings, frozen=True):
     link: str = "zmq"
     spool: str = ""
     server_key: str = ""
+    next_server_key: str = ""
     key: str = ""
     run: str = ""
     policy: Policy = Policy()
@@ -95,6 +96,8 @@ class Site(_SiteKeys, frozen=True):
         spool: The server's spool, if the site runs on the server's machine and may
             share it: models are then files there, and do not travel.
         server_key: The server's public key (Z85); set by ``flare accept``.
+        next_server_key: The one that the server said it would have soon; written here
+            by whatever speaks to it.
         key: File with the site's own secret key, relative to the site file.
         run: The run to take part in; if empty, the one that awaits this site.  The
             environment variable ``FLARE_RUN`` goes before it.

@@ -27,7 +27,7 @@ from flare_core.application._events import (
 from flare_core.application._host import Host
 from flare_core.application._link import Link, Proposal, connect
 from flare_core.application._manifest import ManifestEntry
-from flare_core.application._secured import secured_as
+from flare_core.application._secured import remember, secured_as
 from flare_core.application._server import Server, most_threads
 from flare_core.application._stage import Stage
 from flare_core.application._zmq_link import ZmqLink
@@ -64,6 +64,7 @@ __all__ = [
     "connect",
     "join",
     "most_threads",
+    "remember",
     "secured_as",
     "verify_audit",
 ]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import final
 
-from flare_core._errors import ProtocolError
+from flare_core._errors import FlareError, ProtocolError
 from flare_core._plan import Plan
 from flare_core.application._desk import Asker, Desk, NoDesk
 from flare_core.application._events import Observer
@@ -21,9 +21,11 @@ from flare_core.communication import (
     Ask,
     Chunk,
     Hello,
+    KeyPair,
     Ping,
     Pong,
     Received,
+    Renew,
     ToServer,
     ToSite,
     ZmqRouter,
@@ -67,6 +69,7 @@ class Host:
         self._sessions = Sessions()
         self._stages: dict[str, Stage] = {}
         self._over: set[str] = set()
+        self._next_key = ""
         self._orders: deque[Callable[[], object]] = deque()
         self._closers: list[threading.Thread] = []
         self._router = ZmqRouter(address, access=access)
@@ -127,6 +130,30 @@ class Host:
         """Answer a connection; on the server's thread only."""
         self._router.send(peer, encode(message))
 
+    def announce(self, key: str) -> list[str]:
+        """Tell who takes part, and who comes, of the key that is next.
+
+        Args:
+            key: The public one; empty if there will be none.
+
+        Returns:
+            The sites that were told.
+        """
+        self._next_key = key
+        sessions = list(self._sessions) if key else []
+        for session in sessions:
+            self.reply(session.peer, Renew(key=key))
+        return [session.site for session in sessions]
+
+    def renew(self, keys: KeyPair) -> None:
+        """Be known by other keys to who connects from now on.
+
+        Raises:
+            ConfigurationError: If somebody else took the address meanwhile.
+        """
+        self._router.renew(keys)
+        self._next_key = ""
+
     def cut_off(self, user: str) -> None:
         """End all that somebody takes part in; on the server's thread only."""
         self._router.cut_off(user)
@@ -141,15 +168,15 @@ class Host:
             began = time.monotonic()
             received = self._router.receive(timeout_s=look_s)
             while self._orders:
-                self._orders.popleft()()
+                _guarded(self._orders.popleft())
             if received is not None:
-                self._handle(received)
+                _guarded(partial(self._handle, received))
             spent_s = time.monotonic() - began
             if spent_s > 2 * look_s:  # it was this server that said nothing
                 self._sessions.excuse(spent_s)
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + look_s
-                self._desk.tick()
+                _guarded(self._desk.tick)
                 for session in self._sessions.silent_since(began - self._patience_s):
                     reason = f"nothing was heard of it for {self._patience_s:g} s"
                     self._lose(session, reason)
@@ -209,6 +236,8 @@ class Host:
             return
         self._sessions.open(stage, hello, received.peer)
         stage.do(lambda: stage.run.welcome(hello.site))
+        if self._next_key:
+            self.reply(received.peer, Renew(key=self._next_key))
 
     def _stage_for(self, hello: Hello) -> Stage | str:
         """Return where the run is played that a site means; or why there is none."""
@@ -278,3 +307,11 @@ class Host:
         session = self._sessions.of_site(run, site)
         if session is not None:
             self._router.send(session.peer, encode(message))
+
+
+def _guarded(act: Callable[[], object]) -> None:
+    """Do something of which all runs would suffer if it failed: a disk may be full."""
+    try:
+        act()
+    except FlareError:
+        _log.exception("the server could not do what it should; it goes on")

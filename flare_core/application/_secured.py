@@ -1,10 +1,16 @@
 """The keys that a site file names."""
 
+import logging
+import os
 from pathlib import Path
 
 from flare_core._errors import ConfigurationError
 from flare_core._site import Site
-from flare_core.communication import KeyPair, Secured, is_key
+from flare_core.communication import KeyPair, Secured, is_key, learnt
+
+_log = logging.getLogger(__name__)
+_NOW = "server_key"
+_NEXT = "next_server_key"
 
 
 def secured_as(site: Site) -> Secured | None:
@@ -22,4 +28,34 @@ def secured_as(site: Site) -> Secured | None:
             f"{site.key!r}; `flare accept` writes both"
         )
         raise ConfigurationError(msg)
-    return Secured(KeyPair.read(Path(site.key)), site.server_key.encode())
+    keys = KeyPair.read(Path(site.key))
+    secured = Secured(keys, site.server_key.encode())
+    return learnt(secured, site.next_server_key) or secured
+
+
+def remember(site: Site, key: str) -> None:
+    """Write the key that the server will have soon into the site file.
+
+    What else is in the file, comments too, stays as it is.  A file that cannot be
+    written is no error: as long as this process runs it knows the key.
+    """
+    path = Path(site.file)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if key in text:
+            return
+        lines = [one for one in text.splitlines() if not one.startswith(_NEXT)]
+        place = next(n for n, one in enumerate(lines) if one.startswith(_NOW))
+        lines.insert(place + 1, f'{_NEXT} = "{key}"')
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except (OSError, StopIteration) as exc:
+        _log.warning(
+            "site %r: the server will have the key %s soon, and %s does not say so "
+            "(%s): write it there, as `next_server_key`",
+            site.name,
+            key,
+            path,
+            exc,
+        )

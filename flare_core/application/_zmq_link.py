@@ -4,6 +4,7 @@ import logging
 import secrets
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -32,7 +33,7 @@ from flare_core.application._edge import Edge
 from flare_core.application._gate import Gate
 from flare_core.application._link import Proposal
 from flare_core.application._mirror import Mirror, Mirrors
-from flare_core.application._secured import secured_as
+from flare_core.application._secured import remember, secured_as
 from flare_core.application._spool import Spool
 from flare_core.communication import (
     INITIAL,
@@ -94,7 +95,11 @@ class ZmqLink:
             site = self._site
             hello = Hello(site=site.name, session=_random(), run=site.run)
             self._courier = Courier(
-                site.server, hello, patience_s=site.patience_s, secured=secured_as(site)
+                site.server,
+                hello,
+                patience_s=site.patience_s,
+                secured=secured_as(site),
+                learnt=partial(remember, site),
             )
             welcome = self._sure(self._courier.ask(hello, Welcome), Welcome)
             with self._within_policy():

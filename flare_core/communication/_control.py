@@ -1,6 +1,7 @@
 """Asks a server for what is no part of a run, and waits for the answer."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeVar, final
 
@@ -34,6 +35,7 @@ class Control:
         address: The server's.
         name: Who asks, for the errors.
         secured: His keys.
+        learnt: Told of the public key that the server will have soon.
         patience_s: Seconds to wait for a server that is not there.
 
     Raises:
@@ -41,8 +43,15 @@ class Control:
     """
 
     def __init__(
-        self, address: str, *, name: str, secured: Secured, patience_s: float = 10.0
+        self,
+        address: str,
+        *,
+        name: str,
+        secured: Secured,
+        learnt: Callable[[str], None] = lambda _: None,
+        patience_s: float = 10.0,
     ) -> None:
+        self._learnt = learnt
         self._address = address
         self._name = name
         self._patience_s = patience_s
@@ -78,6 +87,9 @@ class Control:
             if frames is not None:
                 message = decode_to_site(frames)
                 if isinstance(message, Answer) and message.number == self._number:
+                    if message.renew:
+                        self._socket.renew(message.renew)
+                        self._learnt(message.renew)
                     return _decoded(message, reply)
                 if isinstance(message, Denied) and message.number == self._number:
                     raise RequestDeniedError(message.reason)

@@ -48,6 +48,7 @@ class Courier:
         hello: How the site introduces itself.
         patience_s: Seconds to wait for a silent server.
         secured: The keys, if the server has some.
+        learnt: Told of the public key that the server will have soon.
 
     Raises:
         ConfigurationError: If that is no address.
@@ -60,7 +61,9 @@ class Courier:
         *,
         patience_s: float,
         secured: Secured | None = None,
+        learnt: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._learnt = learnt
         self._address = address
         self._site = hello.site
         self._patience_s = patience_s
@@ -173,8 +176,16 @@ class Courier:
             self._backoff_s = _RECONNECT_S
             _log.warning("site %r: %s is back", self._site, self._address)
         answer = self._session.receive(frames)
+        if self._session.next_key:
+            self._renew()
         if answer is not None:
             self._conclude(answer)
+
+    def _renew(self) -> None:
+        """The server will have another key: know it on the next connection."""
+        key, self._session.next_key = self._session.next_key, ""
+        self._socket.renew(key)
+        self._learnt(key)
 
     def _conclude(self, outcome: _Outcome) -> None:
         """Hand the outcome to who waits, or keep it for who asks next."""

@@ -281,16 +281,28 @@ class Pong(_Message, frozen=True):
     """I am here."""
 
 
+class Renew(_Message, frozen=True):
+    """The server will have another key soon.
+
+    Attributes:
+        key: The public one, in Z85.
+    """
+
+    key: Annotated[str, msgspec.Meta(min_length=40, max_length=40)]
+
+
 class Answer(_Message, frozen=True):
     """What was asked for.
 
     Attributes:
         number: Of the request.
         reply: In msgpack; what it is depends on the request.
+        renew: The server's next public key, if it will have another one soon.
     """
 
     number: NumBytes
     reply: msgspec.Raw
+    renew: str = ""
 
 
 class Denied(_Message, frozen=True):
@@ -328,6 +340,7 @@ ToSite: TypeAlias = (
     | Checked
     | Bye
     | Pong
+    | Renew
     | Answer
     | Denied
 )

@@ -41,6 +41,17 @@ class Rotate(_Request, frozen=True):
     key: PublicKey
 
 
+class AnnounceKey(_Request, frozen=True):
+    """Tell all members of the key that the server will have next.
+
+    Answered by `NextKey`; asked again, it says who has heard of it meanwhile.
+    """
+
+
+class ChangeKey(_Request, frozen=True):
+    """Have the next key from now on; who has not heard of it is shut out."""
+
+
 class WhoAmI(_Request, frozen=True):
     """Answered by `Identity`."""
 
@@ -144,6 +155,8 @@ class AwaitRuns(_Request, frozen=True):
 Request: TypeAlias = (
     Enrol
     | Rotate
+    | AnnounceKey
+    | ChangeKey
     | WhoAmI
     | Status
     | Invite
@@ -160,6 +173,18 @@ Request: TypeAlias = (
 
 class Done(msgspec.Struct, frozen=True):
     """It was done, and there is nothing to say."""
+
+
+class NextKey(msgspec.Struct, frozen=True, kw_only=True):
+    """The key that the server will have next.
+
+    Attributes:
+        key: The public one, in Z85.
+        untold: The members that have not heard of it yet.
+    """
+
+    key: str
+    untold: list[str]
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

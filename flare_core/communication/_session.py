@@ -23,6 +23,7 @@ from flare_core.communication._messages import (
     Offer,
     Pong,
     Refused,
+    Renew,
     Start,
     ToServer,
     ToSite,
@@ -58,12 +59,14 @@ class Session:
         outbox: Messages to send, in order; whoever carries them empties it.
         parted: Whether the server has said its last word.
         ping_s: How often to say that the site lives while it trains, in seconds.
+        next_key: The public key that the server will have soon, if it said so.
     """
 
     def __init__(self, hello: Hello) -> None:
         self.outbox: deque[list[Frame]] = deque()
         self.parted = False
         self.ping_s = math.inf
+        self.next_key = ""
         self._hello = hello
         self._run = hello.run
         self._request: ToServer | None = None
@@ -137,6 +140,8 @@ class Session:
                 self._run = message.run
                 self.ping_s = message.ping_s
                 return self._answer(message)
+            case Renew():
+                self.next_key = message.key
             case Pong():
                 pass
             case _:

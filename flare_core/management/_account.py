@@ -1,6 +1,8 @@
 """Who a command speaks for: the admin of a server's folder, or a member."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeAlias, final
 
@@ -8,7 +10,7 @@ import typer
 
 from flare_core._errors import ConfigurationError
 from flare_core._site import site as read_site
-from flare_core.application import secured_as
+from flare_core.application import remember, secured_as
 from flare_core.communication import Control, Secured
 from flare_core.management._deployment import ADMIN, ServerFolder
 
@@ -35,15 +37,19 @@ class Account:
         name: As whom.
         address: The server's.
         secured: The keys.
+        learnt: Told of the public key that the server will have soon.
     """
 
     name: str
     address: str
     secured: Secured
+    learnt: Callable[[str], None] = lambda _: None
 
     def control(self) -> Control:
         """Return a line to the server's desk."""
-        return Control(self.address, name=self.name, secured=self.secured)
+        return Control(
+            self.address, name=self.name, secured=self.secured, learnt=self.learnt
+        )
 
 
 def account_of(home: Path) -> Account:
@@ -68,7 +74,7 @@ def account_of(home: Path) -> Account:
             "writes it, got one without"
         )
         raise ConfigurationError(msg)
-    return Account(site.name, site.server, found)
+    return Account(site.name, site.server, found, partial(remember, site))
 
 
 def site_file_of(home: Path) -> Path:

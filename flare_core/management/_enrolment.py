@@ -109,7 +109,7 @@ def rotate_key(home: Path) -> Path:
     keys = KeyPair.read(fresh)
     with Control(site.server, name=site.name, secured=secured) as control:
         control.ask(Rotate(key=keys.public.decode()), Done)
-    confirmed = Secured(keys, secured.server)
+    confirmed = Secured(keys, secured.server, secured.next_server)
     with Control(site.server, name=site.name, secured=confirmed) as control:
         control.ask(WhoAmI(), Identity)
     fresh.replace(path)

@@ -15,15 +15,18 @@ from rich.table import Table
 
 from flare_core._errors import ConfigurationError
 from flare_core.communication import (
+    AnnounceKey,
+    ChangeKey,
     Done,
     Invitation,
     Invite,
     ListMembers,
     Member,
+    NextKey,
     Revoke,
 )
 from flare_core.management._account import HomeOption, account_of
-from flare_core.management._deployment import ROLES
+from flare_core.management._deployment import ROLES, ServerFolder
 from flare_core.management._enrolment import accept_invitation, rotate_key
 from flare_core.management._messages import exit_codes, say
 
@@ -106,11 +109,42 @@ def revoke(
         say(Console(), f"{name!r} is let in no more")
 
 
-def rotate(*, home: HomeOption = Path()) -> None:
-    """Change a member's own key; runs in progress go on with the old one."""
+def rotate(
+    *,
+    now: Annotated[
+        bool,
+        typer.Option("--now", help="Of a server: have the announced key from now on."),
+    ] = False,
+    home: HomeOption = Path(),
+) -> None:
+    """Change a member's own key, or a server's; no run in progress is lost.
+
+    In a server's folder it is done in two steps: first the next key is announced to all
+    who are connected or connect; with --now the server has it, and who never heard of
+    it needs a new `server_key` in his site file.
+    """
     with exit_codes():
+        if ServerFolder(home).settings_file.exists():
+            _rotate_server(home, now=now)
+            return
         path = rotate_key(home)
         say(Console(), f"{path} holds a new key; the old one opens the door for a day")
+
+
+def _rotate_server(home: Path, *, now: bool) -> None:
+    console = Console()
+    with account_of(home).control() as control:
+        if now:
+            control.ask(ChangeKey(), Done)
+            say(
+                console,
+                "the server has the announced key; earlier invitations are void",
+            )
+            return
+        found = control.ask(AnnounceKey(), NextKey)
+        say(console, f"the server's next key: {found.key}")
+        untold = ", ".join(found.untold) or "nobody"
+        say(console, f"not told yet: {untold}; ask again, then rotate with --now")
 
 
 def _checked(name: str, role: str, valid_s: float) -> Invite:

@@ -7,7 +7,7 @@ that announces more is cut off before anything is allocated for it.
 
 from flare_core.communication._zmq._access import Access, Limits, TurnedAway
 from flare_core.communication._zmq._dealer import ZmqDealer
-from flare_core.communication._zmq._keys import KeyPair, Secured, is_key
+from flare_core.communication._zmq._keys import KeyPair, Secured, is_key, learnt
 from flare_core.communication._zmq._router import Received, ZmqRouter
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "ZmqDealer",
     "ZmqRouter",
     "is_key",
+    "learnt",
 ]

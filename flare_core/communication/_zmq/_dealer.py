@@ -11,7 +11,7 @@ from flare_core._errors import ConfigurationError
 from flare_core.communication._malloc import keep_memory
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._zmq._access import LARGEST_MESSAGE_BYTES
-from flare_core.communication._zmq._keys import Secured
+from flare_core.communication._zmq._keys import Secured, learnt
 from flare_core.communication._zmq._polling import (
     LINGER_MS,
     Waker,
@@ -89,9 +89,20 @@ class ZmqDealer:
         """Make `receive` return; may be called from any thread, after `close` too."""
         self._waker.wake()
 
+    def renew(self, key: str) -> None:
+        """Take note of the key that the server will have soon."""
+        self._secured = learnt(self._secured, key)
+
+    @property
+    def server_key(self) -> bytes:
+        """The server's public key, as far as is known; empty without keys."""
+        return b"" if self._secured is None else self._secured.server
+
     def disconnect(self) -> None:
         """Drop the connection, and what was queued for it."""
         if self._line is not None:
+            if not self._line.heard and self._secured is not None:
+                self._secured = self._secured.swapped
             self._line.close(linger_ms=0)
             self._line = None
 
@@ -144,7 +155,7 @@ class _Line:
             self, self._context, self._socket, self._monitor
         )
         self._poller = poller_of(self._socket, waker, self._monitor)
-        self.broken = self.denied = False
+        self.broken = self.denied = self.heard = False
 
     def receive(self, timeout_s: float | None) -> list[Frame] | None:
         received = next_message(self._socket)
@@ -155,7 +166,10 @@ class _Line:
             if self._monitor in events:
                 self._hear()
             received = next_message(self._socket)  # before the word of the break
-        return None if received is None else buffers(received)
+        if received is None:
+            return None
+        self.heard = True
+        return buffers(received)
 
     def send(self, frames: Sequence[Frame]) -> None:
         with suppress(zmq.Again):  # not connected for long: all is asked for again

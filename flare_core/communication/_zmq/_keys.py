@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, final
 
@@ -77,10 +77,19 @@ class Secured:
     Attributes:
         keys: The site's own.
         server: The server's public key.
+        next_server: The one that it said it would have soon; empty if it did not.
     """
 
     keys: KeyPair
     server: bytes
+    next_server: bytes = b""
+
+    @property
+    def swapped(self) -> Self:
+        """What to try next where nobody answered to the server's key."""
+        if not self.next_server:
+            return self
+        return replace(self, server=self.next_server, next_server=self.server)
 
 
 def is_key(text: str) -> bool:
@@ -89,3 +98,10 @@ def is_key(text: str) -> bool:
         return len(text) == _CHARACTERS and len(z85.decode(text)) == _BYTES
     except (ValueError, KeyError, struct.error):
         return False
+
+
+def learnt(secured: Secured | None, key: str) -> Secured | None:
+    """Return the keys with the one that a server said it would have soon."""
+    if secured is None or not is_key(key) or key.encode() == secured.server:
+        return secured
+    return replace(secured, next_server=key.encode())

@@ -1,7 +1,10 @@
 """The server's socket: a ROUTER that talks to every peer by its connection."""
 
 import ipaddress
+import socket
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, final
 
@@ -13,6 +16,7 @@ from flare_core.communication._safetensors import Frame
 from flare_core.communication._streams import WINDOW
 from flare_core.communication._zmq._access import LARGEST_MESSAGE_BYTES, Access
 from flare_core.communication._zmq._door import Connection, Door
+from flare_core.communication._zmq._keys import KeyPair
 from flare_core.communication._zmq._polling import (
     LINGER_MS,
     Waker,
@@ -24,6 +28,8 @@ from flare_core.communication._zmq._polling import (
 )
 
 _HANDSHAKE_MS = 5_000
+_LET_GO_S = 2.0
+_LOOK_S = 0.005
 _BACKLOG = 4096
 _KEEPALIVE = {
     zmq.TCP_KEEPALIVE: 1,
@@ -76,6 +82,7 @@ class ZmqRouter:
         self._socket = self._context.socket(zmq.ROUTER)
         self._set_options()
         self._peers: dict[bytes, Connection] = {}
+        self._endpoints: list[str] = []
         self._door = (
             None if access is None else Door(self._context, self._socket, access)
         )
@@ -98,6 +105,7 @@ class ZmqRouter:
             msg = f"cannot listen at {address}: {exc}; is another server running there?"
             raise ConfigurationError(msg) from exc
         endpoint = self._socket.get_string(zmq.LAST_ENDPOINT)
+        self._endpoints.append(endpoint)
         if self._door is not None:
             self._door.listens_at(endpoint)
         return endpoint
@@ -134,6 +142,19 @@ class ZmqRouter:
                 return False
             raise
         return True
+
+    def renew(self, keys: KeyPair) -> None:
+        """Be known by other keys to who connects from now on.
+
+        Raises:
+            ConfigurationError: If somebody else took the address meanwhile.
+        """
+        self._socket.curve_secretkey = keys.secret
+        endpoints, self._endpoints = self._endpoints, []
+        for endpoint in endpoints:
+            self._socket.unbind(endpoint)
+            _wait_until_free(endpoint)
+            self.listen(endpoint)
 
     def cut_off(self, user: str) -> None:
         """End all connections of somebody; from the receiving thread only."""
@@ -204,6 +225,29 @@ class ZmqRouter:
             for peer, connection in self._peers.items()
             if not connection.closed
         }
+
+
+def _wait_until_free(endpoint: str) -> None:
+    """Return when ZeroMQ, which does so in its own time, has let an address go."""
+    transport, _, name = endpoint.partition("://")
+    deadline = time.monotonic() + _LET_GO_S
+    while time.monotonic() < deadline:
+        if not Path(name).exists() if transport == "ipc" else _can_be_had(name):
+            return
+        time.sleep(_LOOK_S)
+
+
+def _can_be_had(name: str) -> bool:
+    host, _, port = name.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host.strip("[]"), int(port)))
+            one.listen(1)
+        except OSError:
+            return False
+        return True
 
 
 def _is_here(address: str) -> bool:

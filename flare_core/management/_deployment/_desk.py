@@ -10,9 +10,11 @@ import msgspec
 from flare_core._errors import FlareError, RequestDeniedError
 from flare_core.application import Asker, Host
 from flare_core.communication import (
+    AnnounceKey,
     Answer,
     Ask,
     AwaitRuns,
+    ChangeKey,
     CreateRun,
     Denied,
     Done,
@@ -37,6 +39,7 @@ from flare_core.communication import (
 from flare_core.management._deployment._registry import INVITED, Registry
 from flare_core.management._deployment._roles import MAY, Act, act_of
 from flare_core.management._deployment._runs import Runs
+from flare_core.management._deployment._server_key import ServerKey
 from flare_core.management._deployment._trail import Trail
 
 _log = logging.getLogger(__name__)
@@ -51,9 +54,11 @@ class ServerDesk:
     Args:
         registry: Who is who.
         trail: Told of every refusal and every act.
+        server_key: Changes the server's.
     """
 
-    def __init__(self, registry: Registry, trail: Trail) -> None:
+    def __init__(self, registry: Registry, trail: Trail, server_key: ServerKey) -> None:
+        self._server_key = server_key
         self._registry = registry
         self._trail = trail
         self._address = ""
@@ -64,6 +69,7 @@ class ServerDesk:
     def opens(self, host: Host, runs: Runs, *, address: str) -> None:
         """Begin to answer for these; the address stands in invitations."""
         self._parts = host, runs
+        host.announce(self._server_key.next)
         self._address = address
 
     def objection(self, user: str, site: str) -> str:
@@ -78,6 +84,7 @@ class ServerDesk:
                 "use the site file that `flare accept` wrote"
             )
         else:
+            self._server_key.tells(user)  # the host does, behind its welcome
             return ""
         self._trail.refused("takes part as another", user=user, claimed=site)
         return objection
@@ -104,7 +111,7 @@ class ServerDesk:
         if reply is _LATER:
             self._parked[asker.peer] = (asker, ask)
             return None
-        return _answer(ask, reply)
+        return self._answer(asker, ask, reply)
 
     def changed(self) -> None:
         """Answer those for whom there is news."""
@@ -123,7 +130,14 @@ class ServerDesk:
             reply = self._reply(asker.user, request, patient=patient)
             if reply is not _LATER:
                 del self._parked[peer]
-                self._opened[0].reply(peer, _answer(ask, reply))
+                self._opened[0].reply(peer, self._answer(asker, ask, reply))
+
+    def _answer(self, asker: Asker, ask: Ask, reply: object) -> Answer:
+        return Answer(
+            number=ask.number,
+            reply=msgspec.Raw(msgspec.msgpack.encode(reply)),
+            renew=self._server_key.tells(asker.user),
+        )
 
     def _check(self, user: str, request: Request) -> None:
         """Refuse what somebody may not do.
@@ -152,6 +166,11 @@ class ServerDesk:
             case AwaitRuns():
                 names = self._opened[1].awaiting(user)
                 return _LATER if patient and names == request.known else names
+            case AnnounceKey():
+                return self._server_key.announce(self._opened[0], user=user)
+            case ChangeKey():
+                self._server_key.change(self._opened[0], user=user)
+                return Done()
             case _:
                 return self._of_runs(user, request)
 
@@ -259,7 +278,3 @@ class ServerDesk:
         if request.file == "global.safetensors" and request.offset == 0:
             self._trail.note("downloaded", run=request.run, user=user)
         return piece
-
-
-def _answer(ask: Ask, reply: object) -> Answer:
-    return Answer(number=ask.number, reply=msgspec.Raw(msgspec.msgpack.encode(reply)))

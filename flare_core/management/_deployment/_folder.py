@@ -4,6 +4,7 @@
 
     server.toml     settings
     server.key      the server's secret key
+    server.next     the one that it will have next, if it said so
     admin.key       that of whoever may read this folder
     store.sqlite    members, invitations, runs
     audit.jsonl     what happened, with audit.key and audit.pub
@@ -41,6 +42,16 @@ class ServerFolder:
     def settings_file(self) -> Path:
         """What the server is told."""
         return self.path / "server.toml"
+
+    @property
+    def server_key(self) -> Path:
+        """The server's secret key."""
+        return self.path / "server.key"
+
+    @property
+    def next_key(self) -> Path:
+        """The one that it will have next, if it said so."""
+        return self.path / "server.next"
 
     @property
     def store(self) -> Path:

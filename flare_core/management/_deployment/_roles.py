@@ -5,7 +5,9 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from flare_core.communication import (
+    AnnounceKey,
     AwaitRuns,
+    ChangeKey,
     CreateRun,
     Invite,
     ListMembers,
@@ -33,6 +35,7 @@ class Act(StrEnum):
     SEE = "see runs and their records"
     MEMBERS = "invite, revoke and list members"
     OWN_KEY = "change one's own key"
+    SERVER_KEY = "change the server's key"
 
 
 MAY: Mapping[Act, frozenset[Role]] = MappingProxyType(
@@ -43,13 +46,16 @@ MAY: Mapping[Act, frozenset[Role]] = MappingProxyType(
         Act.SEE: frozenset[Role](("admin", "researcher", "observer")),
         Act.MEMBERS: frozenset[Role](("admin",)),
         Act.OWN_KEY: frozenset[Role](ROLES),
+        Act.SERVER_KEY: frozenset[Role](("admin",)),
     }
 )
 """Who may do what.  Nothing else is allowed to anybody."""
 
 _ACTS: Mapping[type[Request], Act] = MappingProxyType(
     {
+        AnnounceKey: Act.SERVER_KEY,
         AwaitRuns: Act.TAKE_PART,
+        ChangeKey: Act.SERVER_KEY,
         CreateRun: Act.CREATE,
         Invite: Act.MEMBERS,
         ListMembers: Act.MEMBERS,

@@ -10,6 +10,7 @@ from flare_core.management._deployment._desk import ServerDesk
 from flare_core.management._deployment._folder import ServerFolder
 from flare_core.management._deployment._registry import Registry
 from flare_core.management._deployment._runs import Runs
+from flare_core.management._deployment._server_key import ServerKey
 from flare_core.management._deployment._settings import ServerSettings
 from flare_core.management._deployment._store import Store
 from flare_core.management._deployment._trail import Trail
@@ -38,7 +39,8 @@ class Service:
             self._store = Store(folder.store)
             undo.callback(self._store.close)
             registry = self._registry(folder, settings)
-            self._desk = ServerDesk(registry, self._trail)
+            server_key = ServerKey(folder, registry, self._trail)
+            self._desk = ServerDesk(registry, self._trail, server_key)
             self._host = Host(
                 settings.listen,
                 access=registry,
