@@ -176,7 +176,10 @@ def test_the_evaluator_of_a_validation_handler_is_found(
     network = nn.Linear(1, 1)
     evaluator = SupervisedEvaluator(torch.device("cpu"), [], network, epoch_length=1)
     trainer = Engine(lambda _engine, _batch: None)
-    ValidationHandler(validator=evaluator, **settings).attach(trainer)
+    handler = ValidationHandler(**settings)
+
+    handler.attach(trainer)
+    handler.set_validator(evaluator)
 
     assert evaluator_of(trainer) is evaluator
 
