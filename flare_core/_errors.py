@@ -140,7 +140,7 @@ class ServerUnreachableError(FlareError):
         return (
             f"no server answers at {self.address} (waited {self.waited_s:g} s); "
             "is it running, is its run not over, and does the site file name the "
-            "right address?"
+            "right address and `server_key`?"
         )
 
 

@@ -1,7 +1,7 @@
 """Asks a server for what is no part of a run, and waits for the answer."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, final
 
@@ -21,6 +21,7 @@ from flare_core.communication._messages import (
     encode,
 )
 from flare_core.communication._requests import Request
+from flare_core.communication._safetensors import Frame
 from flare_core.communication._zmq import Secured, ZmqDealer
 
 _AGAIN_S = 1.0
@@ -85,13 +86,10 @@ class Control:
         while time.monotonic() < deadline:
             frames = self._socket.receive(timeout_s=_AGAIN_S)
             if frames is not None:
-                message = decode_to_site(frames)
-                if isinstance(message, Answer) and message.number == self._number:
-                    if message.renew:
-                        self._socket.renew(message.renew)
-                        self._learnt(message.renew)
+                message = self._received(frames)
+                if isinstance(message, Answer):
                     return _decoded(message, reply)
-                if isinstance(message, Denied) and message.number == self._number:
+                if isinstance(message, Denied):
                     raise RequestDeniedError(message.reason)
             elif self._socket.denied:
                 raise AccessDeniedError(self._name, self._address)
@@ -101,6 +99,16 @@ class Control:
                 self._socket.connect()
                 self._socket.send(encode(ask))
         raise ServerUnreachableError(self._address, self._patience_s)
+
+    def _received(self, frames: Sequence[Frame]) -> Answer | Denied | None:
+        """Return the answer to the last request, if it is one."""
+        message = decode_to_site(frames)
+        if not isinstance(message, Answer | Denied) or message.number != self._number:
+            return None
+        if message.renew:
+            self._socket.renew(message.renew)
+            self._learnt(message.renew)
+        return message
 
     def close(self) -> None:
         """Close the line."""

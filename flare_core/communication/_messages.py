@@ -310,6 +310,7 @@ class Denied(_Message, frozen=True):
 
     number: NumBytes
     reason: str
+    renew: str = ""
 
 
 @final

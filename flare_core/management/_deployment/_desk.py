@@ -104,7 +104,8 @@ class ServerDesk:
             self._check(asker.user, request)
             reply = self._reply(asker.user, request, patient=True)
         except FlareError as exc:
-            return Denied(number=ask.number, reason=str(exc))
+            renew = self._server_key.tells(asker.user)
+            return Denied(number=ask.number, reason=str(exc), renew=renew)
         except Exception as exc:  # noqa: BLE001 - others are to be answered
             _log.exception("the server failed to answer %r", asker.user)
             return Denied(number=ask.number, reason=f"the server failed: {exc!r}")

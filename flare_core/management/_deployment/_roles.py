@@ -32,6 +32,7 @@ class Act(StrEnum):
     TAKE_PART = "take part in runs"
     CREATE = "create and stop runs"
     DOWNLOAD = "download global models"
+    STATUS = "see how the server stands"
     SEE = "see runs and their records"
     MEMBERS = "invite, revoke and list members"
     OWN_KEY = "change one's own key"
@@ -43,6 +44,7 @@ MAY: Mapping[Act, frozenset[Role]] = MappingProxyType(
         Act.TAKE_PART: frozenset[Role](("site",)),
         Act.CREATE: frozenset[Role](("admin", "researcher")),
         Act.DOWNLOAD: frozenset[Role](("admin", "researcher")),
+        Act.STATUS: frozenset[Role](ROLES),
         Act.SEE: frozenset[Role](("admin", "researcher", "observer")),
         Act.MEMBERS: frozenset[Role](("admin",)),
         Act.OWN_KEY: frozenset[Role](ROLES),
@@ -64,7 +66,7 @@ _ACTS: Mapping[type[Request], Act] = MappingProxyType(
         Revoke: Act.MEMBERS,
         Rotate: Act.OWN_KEY,
         ShowRun: Act.SEE,
-        Status: Act.SEE,
+        Status: Act.STATUS,
         StopRun: Act.CREATE,
         WhoAmI: Act.OWN_KEY,
     }
