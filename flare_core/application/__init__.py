@@ -23,6 +23,7 @@ from flare_core.application._events import (
     SiteRefused,
     SiteReport,
     Updated,
+    UpdateIgnored,
 )
 from flare_core.application._host import Host
 from flare_core.application._link import Link, Proposal, connect
@@ -58,6 +59,7 @@ __all__ = [
     "SiteReport",
     "Stage",
     "Updated",
+    "UpdateIgnored",
     "Verdict",
     "ZmqLink",
     "audit_lines",
