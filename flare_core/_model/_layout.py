@@ -12,6 +12,8 @@ from flare_core._model._dtypes import DTYPES, bits_of
 _MOST_AXES = 64
 """As NumPy has it."""
 _MOST_BYTES = 2**62
+_LONGEST_NAME = 1000
+"""Names go into messages, records and logs."""
 
 
 class TensorClass(StrEnum):
@@ -39,7 +41,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
 
     Raises:
         ValueError: If safetensors has no such type, an extent is negative, or the
-            name is the one that safetensors keeps for itself.
+            name is too long or the one that safetensors keeps for itself.
     """
 
     name: str
@@ -48,6 +50,12 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     kind: TensorClass = TensorClass.PARAMETER
 
     def __post_init__(self) -> None:
+        if len(self.name) > _LONGEST_NAME:
+            msg = (
+                f"tensor {self.name[:40]!r}...: its name has {len(self.name):,} "
+                f"characters, more than {_LONGEST_NAME:,}"
+            )
+            raise ValueError(msg)
         if self.dtype not in DTYPES and self.kind is not TensorClass.LOCAL:
             msg = f"tensor {self.name!r}: no such type as {self.dtype!r}"
             raise ValueError(msg)

@@ -23,6 +23,7 @@ from flare_core.application._events import (
     SiteRefused,
     SiteReport,
     Updated,
+    UpdateIgnored,
 )
 from flare_core.application._host import Host
 from flare_core.application._link import Link, Proposal, connect
@@ -57,6 +58,7 @@ __all__ = [
     "SiteRefused",
     "SiteReport",
     "Stage",
+    "UpdateIgnored",
     "Updated",
     "Verdict",
     "ZmqLink",

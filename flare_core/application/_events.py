@@ -169,6 +169,21 @@ class SiteLeft:
 
 @final
 @dataclass(frozen=True, slots=True)
+class UpdateIgnored:
+    """A site offered an update that nobody waits for: late, repeated or uninvited.
+
+    Attributes:
+        site: Its name.
+        round_number: The round that the update answers; `INITIAL` for weights that a
+            run could start from.
+    """
+
+    site: str
+    round_number: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """Nothing more happens."""
 
@@ -183,6 +198,7 @@ Event: TypeAlias = (
     | RoundPlayed
     | SiteRefused
     | SiteLeft
+    | UpdateIgnored
     | RunEnded
 )
 Observer: TypeAlias = Callable[[Event], None]

@@ -34,6 +34,7 @@ from flare_core.communication import (
 )
 
 _log = logging.getLogger(__name__)
+_LONGEST_NAME = 64
 _PINGS = 4
 """A site that is given up was silent for so many of the times it should have spoken."""
 
@@ -198,7 +199,7 @@ class Host:
             message = decode_to_server(received.frames)
         except ProtocolError as exc:
             count = len(received.frames)
-            _log.info("ignored %d frames from a stranger: %s", count, exc)
+            _log.debug("ignored %d frames from a stranger: %s", count, exc)
             self._desk.garbage(received.user, str(exc))
             return
         peer = received.peer
@@ -261,10 +262,13 @@ class Host:
 
     def _no_run(self, hello: Hello) -> str:
         what = "is over" if hello.run in self._over else "is none of this server's"
-        here = ", ".join(sorted(self._stages)) or "none"
+        names = (
+            n for n, one in self._stages.items() if one.run.lobby.awaits(hello.site)
+        )
+        here = ", ".join(sorted(names)) or "none"
         return (
-            f"site {hello.site!r} takes part in run {hello.run}, and that {what}; this "
-            f"server plays {here}; start the site's script again"
+            f"site {hello.site!r} takes part in run {hello.run[:_LONGEST_NAME]}, and "
+            f"that {what}; the runs that await it: {here}; start its script again"
         )
 
     def _objection(self, peer: bytes, hello: Hello, stage: Stage) -> str:
@@ -277,7 +281,8 @@ class Host:
         """End the wait of a peer that is no site, or is one no more."""
         if isinstance(message, Chunk):
             return  # what was on its way when the connection broke
-        _log.info("turned away %s of a peer that said no hello", message)
+        kind = type(message).__name__
+        _log.debug("turned away %s of a peer that said no hello", kind)
         reason = (
             "the server does not know this connection: it was given up, or the server "
             "was started again, or another site has taken the same name"

@@ -1,6 +1,5 @@
 """One run as the server sees it: gathering, opening, playing, parting."""
 
-import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import final
@@ -20,6 +19,7 @@ from flare_core.application._events import (
     RoundRecord,
     SiteLeft,
     Updated,
+    UpdateIgnored,
 )
 from flare_core.application._guests import Guests
 from flare_core.application._intake import Intake
@@ -48,7 +48,7 @@ from flare_core.communication import (
 )
 from flare_core.federation import Round, Strategy
 
-_log = logging.getLogger(__name__)
+_LONGEST_REASON = 2000
 
 
 @final
@@ -223,7 +223,7 @@ class Run:
             if self._distribution is not None and self._number > offer.round_number:
                 self._distribution.announce(site)
         elif not self._intake.awaits(site, offer):
-            _log.info("ignored an update of site %r that nobody waits for", site)
+            self._observer(UpdateIgnored(site, offer.round_number))
         elif offer.spooled:
             self._arrived(self._intake.spooled(site, offer), offer.spooled)
         else:
@@ -276,7 +276,7 @@ class Run:
         site, offer = parcel.site, parcel.offer
         current, number = self._round, offer.round_number
         if current is None or not current.receive(site, number, offer.num_examples):
-            _log.info("ignored a late update of site %r", site)
+            self._observer(UpdateIgnored(site, number))
             return
         if offer.spooled and self._distribution is not None:
             self._distribution.shared(site)
@@ -354,9 +354,7 @@ class Run:
 
     def _serve(self, site: str, want: Want) -> None:
         """Send what a site asks for of the global model."""
-        if self._distribution is None or site not in self.lobby.present:
-            _log.info("ignored that site %r wants a model", site)
-        else:
+        if self._distribution is not None and site in self.lobby.present:
             self._distribution.serve(site, want)
 
     def _reject(self, refusal: Refusal | None) -> None:
@@ -390,7 +388,7 @@ class Run:
         if site in self.lobby.present:
             self._final_metrics[site] = message.metrics
         self._send(site, Bye())
-        self.site_left(site, message.reason, failed=message.failed)
+        self.site_left(site, message.reason[:_LONGEST_REASON], failed=message.failed)
 
     def _end_when_all_left(self) -> None:
         """End, once the final model is on record and nobody needs it any more."""

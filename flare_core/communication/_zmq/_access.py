@@ -14,6 +14,7 @@ LARGEST_MESSAGE_BYTES = CHUNK_BYTES + 4096
 Why: TypeAlias = Literal[
     "unknown key",
     "said nothing",
+    "ended before it said anything",
     "too many strangers",
     "too many connections",
     "too many messages",

@@ -12,13 +12,14 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from typing import final
 
 import zmq
 from zmq.utils import z85
 
+from flare_core.communication._safetensors import Frame
 from flare_core.communication._zmq._access import Access, TurnedAway, Why
 from flare_core.communication._zmq._polling import Waker, milliseconds, poller_of
 
@@ -29,6 +30,8 @@ _ZAP_KEY = 6  # the place of the key in a question
 _EVENT = struct.Struct("=hi")
 _SWEEP_S = 0.25
 _SWEEP_CONNECTIONS_PER_S = 2000
+_CURVE_BYTES = 33  # of RFC 26 around each frame: its name, a nonce, a seal, flags
+_SHORT_FRAME_BYTES, _SHORT_HEAD, _LONG_HEAD = 255, 2, 9  # RFC 37
 _TCP_INFO_BYTES_RECEIVED = struct.Struct("128xQ")  # linux/tcp.h, since 4.1
 
 
@@ -41,8 +44,9 @@ class Connection:
         since: When it came.
         address: Where it came from.
         user: Who it is; empty until it has said something.
+        shown_out: Whether it was cut off; it may take a moment to be gone.
         closed: Whether it is gone.
-        delivered_bytes: Of the messages that came over it.
+        delivered_bytes: Of the messages that came over it, as they travelled.
     """
 
     def __init__(self, fd: int) -> None:
@@ -50,9 +54,21 @@ class Connection:
         self.since = self._refilled = time.monotonic()
         self.address = ""
         self.user = ""
-        self.closed = False
+        self.shown_out = self.closed = False
         self.delivered_bytes = 0
         self._tokens = 1.0
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether it has neither said anything nor been cut off."""
+        return not self.user and not self.shown_out
+
+    def delivered(self, frames: Iterable[Frame]) -> None:
+        """Count a message's bytes."""
+        for frame in frames:
+            sealed = len(frame) + _CURVE_BYTES
+            long = sealed > _SHORT_FRAME_BYTES
+            self.delivered_bytes += sealed + (_LONG_HEAD if long else _SHORT_HEAD)
 
     def may_send(self, per_s: float) -> bool:
         """Count a message; return whether it is not one too many."""
@@ -116,8 +132,11 @@ class Door:
         """Note that all that has come so far was received."""
         self._drained = time.monotonic()
 
-    def meet(self, fd: int, user: str) -> Connection | None:
-        """Return the connection that a first message came over; None if one too many.
+    def meet(self, fd: int, user: str) -> Connection:
+        """Return the connection that a first message came over; one too many is cut.
+
+        The door hears of every connection before it is asked about its key, and of its
+        end before its number is another's.
 
         Args:
             fd: The number of its socket.
@@ -125,21 +144,21 @@ class Door:
         """
         with self._lock:
             connection = self._connections.get(fd)
-            if connection is None or connection.user:  # the door has not heard of it
-                connection = self._connections[fd] = Connection(fd)
+            if connection is None or connection.user:  # these are its last words
+                connection = Connection(fd)
+                connection.closed = True
             same = [one for one in self._connections.values() if one.user == user]
             connection.user = user
-        if len(same) < self._limits.connections_per_key:
-            return connection
-        self.show_out(connection, "too many connections")
-        return None
+        if not connection.closed and len(same) >= self._limits.connections_per_key:
+            self.show_out(connection, "too many connections")
+        return connection
 
     def show_out(self, connection: Connection, why: Why) -> None:
-        """Cut a connection off."""
+        """Cut a connection off, and say so once."""
+        if connection.shown_out:
+            return
         self._shut(connection)
-        self._access.turned_away(
-            TurnedAway(why=why, address=connection.address, user=connection.user)
-        )
+        self._tell(connection, why)
 
     def show_all_out(self, user: str) -> None:
         """Cut off all connections of somebody."""
@@ -203,8 +222,8 @@ class Door:
 
     def _came(self, fd: int) -> None:
         with self._lock:
-            connection = self._connections.setdefault(fd, Connection(fd))
-            strangers = [one for one in self._connections.values() if not one.user]
+            connection = self._connections[fd] = Connection(fd)
+            strangers = [one for one in self._connections.values() if one.is_stranger]
         with _socket(fd) as found:
             if found is not None:
                 connection.address = _address(found)
@@ -214,8 +233,11 @@ class Door:
     def _went(self, fd: int) -> None:
         with self._lock:
             connection = self._connections.pop(fd, None)
-            if connection is not None:
-                connection.closed = True
+        if connection is None:
+            return
+        connection.closed = True
+        if connection.is_stranger:
+            self._tell(connection, "ended before it said anything")
 
     def _sweep(self) -> None:
         """Show out who said nothing in time, or does not come to an end."""
@@ -223,9 +245,12 @@ class Door:
             connections = list(self._connections.values())
         latest = self._drained - self._limits.handshake_s
         for one in connections:
-            if not one.user and one.since < latest:
+            if one.is_stranger and one.since < latest:
                 self.show_out(one, "said nothing")
-            elif one.user and self._unread_bytes(one) > self._limits.unread_bytes:
+            elif (
+                not one.shown_out
+                and self._unread_bytes(one) > self._limits.unread_bytes
+            ):
                 self.show_out(one, "message without an end")
 
     def _unread_bytes(self, connection: Connection) -> int:
@@ -240,8 +265,14 @@ class Door:
         (received,) = _TCP_INFO_BYTES_RECEIVED.unpack(info)
         return int(received) - connection.delivered_bytes
 
+    def _tell(self, connection: Connection, why: Why) -> None:
+        self._access.turned_away(
+            TurnedAway(why=why, address=connection.address, user=connection.user)
+        )
+
     def _shut(self, connection: Connection) -> None:
         """Shut its socket down, if that number is still one of ours."""
+        connection.shown_out = True
         with _socket(connection.fd) as found, suppress(OSError):
             if found is not None and _own_name(found) in self._names:
                 found.shutdown(socket.SHUT_RDWR)

@@ -203,17 +203,17 @@ class ZmqRouter:
             return Received(peer, "", buffers(message[1:]))
         user = str(message[0].get("User-Id"))
         connection = self._peers.get(peer)
-        if connection is None or connection.closed:
+        if connection is None:
             self._forget_the_gone()
             connection = self._door.meet(message[0].get(zmq.SRCFD), user)
-            if connection is None:
-                return None
             self._peers[peer] = connection
+        if connection.shown_out:
+            return None
         if not self._access.knows(user):  # what was underway when it was cut off
             self._door.show_all_out(user)
             return None
         frames = buffers(message[1:])
-        connection.delivered_bytes += sum(len(frame) for frame in frames)
+        connection.delivered(frames)
         if not connection.may_send(self._access.limits.messages_per_s):
             self._door.show_out(connection, "too many messages")
             return None

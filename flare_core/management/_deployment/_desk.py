@@ -7,7 +7,7 @@ from typing import Final, final
 
 import msgspec
 
-from flare_core._errors import FlareError, RequestDeniedError
+from flare_core._errors import FlareError, ProtocolError, RequestDeniedError
 from flare_core.application import Asker, Host
 from flare_core.communication import (
     AnnounceKey,
@@ -99,20 +99,10 @@ class ServerDesk:
 
     def answer(self, asker: Asker, ask: Ask) -> Answer | Denied | None:
         """Return the answer to a request; None if it comes later."""
-        try:
-            request = decode_request(ask.request)
-            self._check(asker.user, request)
-            reply = self._reply(asker.user, request, patient=True)
-        except FlareError as exc:
-            renew = self._server_key.tells(asker.user)
-            return Denied(number=ask.number, reason=str(exc), renew=renew)
-        except Exception as exc:  # noqa: BLE001 - others are to be answered
-            _log.exception("the server failed to answer %r", asker.user)
-            return Denied(number=ask.number, reason=f"the server failed: {exc!r}")
-        if reply is _LATER:
+        answer = self._answer(asker.user, ask, patient=True)
+        if answer is None:
             self._parked[asker.peer] = (asker, ask)
-            return None
-        return self._answer(asker, ask, reply)
+        return answer
 
     def changed(self) -> None:
         """Answer those for whom there is news."""
@@ -127,18 +117,36 @@ class ServerDesk:
             if not self._registry.knows(asker.user):
                 del self._parked[peer]
                 continue
-            request = decode_request(ask.request)
-            reply = self._reply(asker.user, request, patient=patient)
-            if reply is not _LATER:
+            answer = self._answer(asker.user, ask, patient=patient)
+            if answer is not None:
                 del self._parked[peer]
-                self._opened[0].reply(peer, self._answer(asker, ask, reply))
+                self._opened[0].reply(peer, answer)
 
-    def _answer(self, asker: Asker, ask: Ask, reply: object) -> Answer:
-        return Answer(
-            number=ask.number,
-            reply=msgspec.Raw(msgspec.msgpack.encode(reply)),
-            renew=self._server_key.tells(asker.user),
-        )
+    def _answer(self, user: str, ask: Ask, *, patient: bool) -> Answer | Denied | None:
+        """Return what to say to a request, whatever it is; None if it is to wait."""
+        try:
+            request = self._understood(user, ask)
+            self._check(user, request)
+            reply = self._done(user, request, patient=patient)
+        except FlareError as exc:
+            return Denied(number=ask.number, reason=str(exc), renew=self._renew(user))
+        except Exception as exc:  # noqa: BLE001 - others are to be answered
+            _log.exception("the server failed to answer %r", user)
+            return Denied(number=ask.number, reason=f"the server failed: {exc!r}")
+        if reply is _LATER:
+            return None
+        reply = msgspec.Raw(msgspec.msgpack.encode(reply))
+        return Answer(number=ask.number, reply=reply, renew=self._renew(user))
+
+    def _renew(self, user: str) -> str:
+        return self._server_key.tells(user)
+
+    def _understood(self, user: str, ask: Ask) -> Request:
+        try:
+            return decode_request(ask.request)
+        except ProtocolError as exc:
+            self._trail.refused("no request", user=user, what_came=str(exc)[:200])
+            raise
 
     def _check(self, user: str, request: Request) -> None:
         """Refuse what somebody may not do.
@@ -154,8 +162,19 @@ class ServerDesk:
         what = act or "enrol"
         self._trail.refused(f"may not {what}", user=user, role=role or "")
         may = " and ".join(sorted(MAY[act])) if act else "the holder of an invitation"
-        msg = f"{user!r} is a {role}, and may not {what}: only {may} may"
+        who = f"a {role}" if role else "the holder of an invitation"
+        msg = f"{user!r} is {who}, and may not {what}: only {may} may"
         raise RequestDeniedError(msg)
+
+    def _done(self, user: str, request: Request, *, patient: bool) -> object:
+        """Do what is asked for; what cannot be done is written down."""
+        try:
+            return self._reply(user, request, patient=patient)
+        except RequestDeniedError as exc:
+            if not isinstance(request, ReadRun | ShowRun):  # nothing was to be changed
+                what = act_of(request) or "enrolment"
+                self._trail.refused(what, user=user, why=str(exc))
+            raise
 
     def _reply(self, user: str, request: Request, *, patient: bool) -> object:
         """Do what is asked for."""
@@ -192,8 +211,8 @@ class ServerDesk:
             case Revoke():
                 return self._revoke(user, request)
             case Rotate():
-                self._registry.rotate(user, request.key)
-                self._trail.note("key changed", user=user, key=request.key)
+                if self._registry.rotate(user, request.key):
+                    self._trail.note("key changed", user=user, key=request.key)
                 return Done()
 
     def _of_runs(
@@ -224,11 +243,7 @@ class ServerDesk:
         return Identity(name=user, role=role)
 
     def _enrol(self, user: str, request: Enrol) -> Identity:
-        try:
-            member = self._registry.enrol(user, request.key)
-        except RequestDeniedError as exc:
-            self._trail.refused("enrolment", user=user, why=str(exc))
-            raise
+        member = self._registry.enrol(user, request.key)
         self._trail.note(
             "enrolled", user=member.name, role=member.role, key=request.key
         )

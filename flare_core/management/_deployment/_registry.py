@@ -20,6 +20,8 @@ from flare_core.management._deployment._store import Invited, Store
 INVITED = "invitation/"
 """What the name of somebody begins with who has proved an invitation and no more."""
 _TOKEN_BYTES = 32
+_MOST_KEYS = 8
+"""Of one member, at a time."""
 
 
 @final
@@ -86,6 +88,9 @@ class Registry:
 
     def about(self, key: str) -> str:
         """Return what is known of a key that is not let in any more."""
+        if key in self._names:
+            name, _ = self._names[key]
+            return f"{'expired' if self.knows(name) else 'revoked'} key of {name}"
         invited = self._invitations.get(key)
         if invited is None:
             return ""
@@ -136,27 +141,39 @@ class Registry:
             msg = f"the invitation of {invited.name!r} was used, or has expired"
             raise RequestDeniedError(msg)
         self._refuse_known(key)
-        self._store.enrol(invited.name, invited.role, key, invitation=invited.key)
+        self._store.enrol(invited.name, invited.role, key)
         self._read()
         return self._members[invited.name]
 
     def add(self, name: str, role: Role, key: str) -> None:
         """Make somebody a member without an invitation: the admin of this machine."""
-        if self._names.get(key, ("", None))[0] != name:
+        if self.admit(key) != name:
             self._store.enrol(name, role, key)
             self._read()
 
-    def rotate(self, user: str, key: str) -> None:
+    def rotate(self, user: str, key: str) -> bool:
         """Give a member a new key; the old one holds for a while.
 
+        Returns:
+            Whether it was not his already: a request may be repeated.
+
         Raises:
-            RequestDeniedError: If that is no key, or somebody's already.
+            RequestDeniedError: If that is no key, or somebody's already, or too many
+                old ones hold still.
         """
-        if self._names.get(key, ("", None))[0] == user:
-            return  # asked twice
+        if self.admit(key) == user:
+            return False
+        held = [one for one in self._names if self.admit(one) == user]
+        if len(held) >= _MOST_KEYS:
+            msg = (
+                f"{user!r} has {len(held)} keys that hold, and a changed one holds for "
+                f"{self._old_key_s:g} s; wait, or have it revoked and invited again"
+            )
+            raise RequestDeniedError(msg)
         self._refuse_known(key)
         self._store.add_key(user, key, old_until=time.time() + self._old_key_s)
         self._read()
+        return True
 
     def revoke(self, name: str) -> None:
         """Let somebody in no more.

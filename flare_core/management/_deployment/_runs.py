@@ -93,6 +93,9 @@ class Runs:
         except FlareError as exc:
             del self._infos[name]
             raise RequestDeniedError(str(exc)) from exc
+        except BaseException:  # the server's own failure: it will be looked into
+            del self._infos[name]
+            raise
         self._store.add_run(info)
         self._changed()
 

@@ -82,10 +82,11 @@ class Store:
         self._db.close()
 
     def members(self) -> list[Member]:
-        """Return all members, the revoked ones too, by name."""
+        """Return all members, the revoked ones too, by name, with keys that hold."""
         keys: dict[str, list[str]] = {}
-        for key, name, _ in self.all_keys():
-            keys.setdefault(name, []).append(key)
+        for key, name, expires in self.all_keys():
+            if expires is None or expires > time.time():
+                keys.setdefault(name, []).append(key)
         rows = self._db.execute(
             "SELECT name, role, since, revoked FROM members ORDER BY name"
         )
@@ -117,8 +118,8 @@ class Store:
             (invited.key, invited.name, invited.role, creator, invited.expires),
         )
 
-    def enrol(self, name: str, role: Role, key: str, *, invitation: str = "") -> None:
-        """Make somebody a member, and his invitation void, in one step."""
+    def enrol(self, name: str, role: Role, key: str) -> None:
+        """Make somebody a member, and all invitations for him void, in one step."""
         now = time.time()
         with self._transaction():
             self._db.execute(
@@ -128,31 +129,39 @@ class Store:
                 (name, role, now),
             )
             self._db.execute(
-                "INSERT INTO keys VALUES (?, ?, ?, NULL)", (key, name, now)
+                "INSERT INTO keys VALUES (?, ?, ?, NULL) ON CONFLICT (key) "
+                "DO UPDATE SET name = excluded.name, since = excluded.since, "
+                "expires = NULL",
+                (key, name, now),
             )
             self._db.execute(
-                "UPDATE invitations SET used = ? WHERE key = ?", (now, invitation)
+                "UPDATE invitations SET used = ? WHERE name = ? AND used IS NULL",
+                (now, name),
             )
 
     def add_key(self, name: str, key: str, *, old_until: float) -> None:
-        """Give a member another key; the ones before expire."""
+        """Give a member another key; the ones before expire, or are gone."""
+        now = time.time()
         with self._transaction():
+            self._db.execute(
+                "DELETE FROM keys WHERE name = ? AND expires <= ?", (name, now)
+            )
             self._db.execute(
                 "UPDATE keys SET expires = ? WHERE name = ? AND expires IS NULL",
                 (old_until, name),
             )
             self._db.execute(
-                "INSERT INTO keys VALUES (?, ?, ?, NULL)", (key, name, time.time())
+                "INSERT INTO keys VALUES (?, ?, ?, NULL)", (key, name, now)
             )
 
     def revoke(self, name: str) -> None:
-        """Take a member's keys, and invitations that are open for him."""
+        """End a member's keys, and invitations that are open for him."""
         with self._transaction():
             now = time.time()
             self._db.execute(
                 "UPDATE members SET revoked = ? WHERE name = ?", (now, name)
             )
-            self._db.execute("DELETE FROM keys WHERE name = ?", (name,))
+            self._db.execute("UPDATE keys SET expires = ? WHERE name = ?", (now, name))
             self._db.execute(
                 "UPDATE invitations SET used = ? WHERE name = ? AND used IS NULL",
                 (now, name),

@@ -1,7 +1,6 @@
 """What goes into the audit log of a server, in its words."""
 
 import logging
-import time
 from collections.abc import Sequence
 from typing import TypeAlias, final
 
@@ -14,14 +13,15 @@ from flare_core.application import (
     SiteJoined,
     SiteLeft,
     SiteRefused,
+    UpdateIgnored,
 )
 from flare_core.communication import TurnedAway
+from flare_core.management._deployment._quiet import Quiet
 
 _log = logging.getLogger(__name__)
 Fact: TypeAlias = str | float | Sequence[str]
-_QUIET_S = 60.0
-"""The same refusal again is counted for so long before it is written down."""
 _MOST_KINDS = 1000
+_LONGEST_FACT = 2000
 
 
 @final
@@ -34,7 +34,7 @@ class Trail:
 
     def __init__(self, log: AuditLog) -> None:
         self._log = log
-        self._refusals: dict[tuple[str, ...], tuple[float, int]] = {}
+        self._quiet: dict[tuple[str, str], Quiet] = {}
 
     def note(self, event: str, *, run: str = "", site: str = "", **facts: Fact) -> None:
         """Append a line, and say it."""
@@ -44,24 +44,23 @@ class Trail:
         _log.info("%s", " ".join(filter(None, [*who, *said])))
 
     def sign(self) -> None:
-        """Sign all lines so far."""
+        """Sign all lines so far, and how much more of the same there was."""
+        for (what, user), quiet in self._quiet.items():
+            if times := quiet.taken():
+                self._log.note("repeated", what=what, user=user, times=times)
         self._log.sign()
 
     def refused(self, what: str, *, user: str = "", **facts: str) -> None:
         """Write down that something was refused; of the same again, how often.
 
-        A stranger cannot fill the disk: what repeats is written once a minute.
+        A stranger cannot fill the disk: of one kind, and somebody, a few lines a minute
+        are written, each other than the rest, and what is more is counted.
         """
-        kind = (what, user, *sorted(facts.values()))
-        now = time.monotonic()
-        since, times = self._refusals.get(kind, (-_QUIET_S, 0))
-        if now - since < _QUIET_S:
-            self._refusals[kind] = (since, times + 1)
-            return
-        if len(self._refusals) >= _MOST_KINDS:
-            self._refusals.clear()
-        self._refusals[kind] = (now, 0)
-        self.note("refused", what=what, user=user, more_before=times, **facts)
+        short = {name: fact[:_LONGEST_FACT] for name, fact in facts.items()}
+        quiet = self._quiet_of(what, user)
+        if quiet.may_say(tuple(sorted(short.items()))):
+            more = quiet.taken()
+            self.note("refused", what=what, user=user, more_before=more, **short)
 
     def turned_away(self, event: TurnedAway, about: str) -> None:
         """Write down that a connection was not let in, or was cut off.
@@ -77,14 +76,19 @@ class Trail:
         """Write down what happened in a run; a round is signed."""
         match event:
             case SiteJoined():
-                self.note("joined", run=run, site=event.site, base=event.base)
+                self._seldom("joined", run, event.site, base=event.base)
             case SiteRefused():
                 refusal = event.refusal
-                self.note(
-                    "update refused", run=run, site=refusal.site, why=str(refusal)
+                self._seldom("update refused", run, refusal.site, why=str(refusal))
+            case UpdateIgnored():
+                self.refused(
+                    "update that nobody waits for",
+                    user=event.site,
+                    run=run,
+                    round=str(event.round_number),
                 )
             case SiteLeft():
-                self.note("left", run=run, site=event.site, why=event.reason)
+                self._seldom("left", run, event.site, why=event.reason)
             case Published() if event.round_number == 0:
                 self.note("begun", run=run, blake3=event.blake3)
             case RoundPlayed():
@@ -97,7 +101,7 @@ class Trail:
                     num_examples=record.num_examples,
                     blake3=record.blake3,
                 )
-                self._log.sign()
+                self.sign()
             case RunEnded():
                 result = event.result
                 self.note(
@@ -107,6 +111,19 @@ class Trail:
                     blake3=result.blake3,
                     error=result.error,
                 )
-                self._log.sign()
+                self.sign()
             case _:
                 pass
+
+    def _seldom(self, event: str, run: str, site: str, **facts: str) -> None:
+        """Write down what a site makes happen, unless it does so over and over."""
+        if self._quiet_of(f"{event} in {run}", site).may_say(object()):
+            short = {name: fact[:_LONGEST_FACT] for name, fact in facts.items()}
+            self.note(event, run=run, site=site, **short)
+
+    def _quiet_of(self, what: str, user: str) -> Quiet:
+        quiet = self._quiet.pop((what, user), None) or Quiet()
+        while len(self._quiet) >= _MOST_KINDS:
+            del self._quiet[next(iter(self._quiet))]
+        self._quiet[what, user] = quiet  # the newest is the last one
+        return quiet

@@ -1,0 +1,242 @@
+"""A real server for real sites, in a thread, with members that the tests play."""
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import msgspec
+import tomli_w
+
+import flare_core as flare
+from flare_core.application import audit_lines, verify_audit
+from flare_core.communication import (
+    Control,
+    CreateRun,
+    Done,
+    Invitation,
+    Invite,
+    KeyPair,
+    Revoke,
+    Role,
+    RunInfo,
+    Secured,
+    ServerStatus,
+    ShowRun,
+    Status,
+)
+from flare_core.management._account import Account, account_of
+from flare_core.management._deployment import ServerFolder, ServerSettings, Service
+from flare_core.management._enrolment import accept_invitation
+from flare_core.management._run_reading import follow
+from site_scripts import WAIT_S, Local, Train, model, plan, play, wander
+
+AuditLine = Mapping[str, Any]
+_DAY_S = 86_400.0
+_MODEL = model(*range(1000))
+
+
+@final
+class Deployment:
+    """A server on loopback, and the folders of its members.
+
+    Args:
+        path: A folder with a short name: there are sockets in it.
+        settings: What else ``server.toml`` says.
+    """
+
+    def __init__(self, path: Path, **settings: object) -> None:
+        self.path = path
+        self.folder = ServerFolder(path / "srv")
+        self.folder.make(ServerSettings(listen="tcp://127.0.0.1:0"))
+        tree = {"listen": "tcp://127.0.0.1:0", **settings}
+        self.folder.settings_file.write_text(tomli_w.dumps(tree))
+        self._start()
+
+    def _start(self) -> None:
+        opened: Future[Service] = Future()
+        self._ended: Future[None] = Future()
+        self._thread = threading.Thread(target=self._serve, args=[opened], daemon=True)
+        self._thread.start()
+        self._service = opened.result(WAIT_S)
+        self.endpoint: str = self._service.endpoint
+
+    def _serve(self, opened: Future[Service]) -> None:
+        """Make the server where it serves: SQLite wants one thread."""
+        try:
+            service = Service(self.folder)
+        except BaseException as exc:  # noqa: BLE001 - as below
+            opened.set_exception(exc)
+            return
+        opened.set_result(service)
+        try:
+            service.run()
+            self._ended.set_result(None)
+        except BaseException as exc:  # noqa: BLE001 - the test's thread raises it
+            self._ended.set_exception(exc)
+
+    def close(self) -> None:
+        """End the server; raise what it raised, and what is wrong with its audit."""
+        self._service.stop("the test is over")
+        self._ended.result(WAIT_S)
+        self._thread.join(WAIT_S)
+        assert verify_audit(self.folder.path).problems == ()
+
+    def admin(self) -> Control:
+        """Return a line to the desk, for whoever may read the server's folder."""
+        return account_of(self.folder.path).control()
+
+    def server_key(self) -> bytes:
+        """Return the server's public key."""
+        return self.folder.keys("server").public
+
+    def invitation(
+        self, name: str, *, role: Role = "site", valid_s: float = _DAY_S
+    ) -> Path:
+        """Return the file of a new invitation."""
+        request = Invite(name=name, role=role, valid_s=valid_s)
+        with self.admin() as admin:
+            found = admin.ask(request, Invitation)
+        path = self.path / f"{name}.invitation"
+        path.write_text(tomli_w.dumps(msgspec.to_builtins(found)))
+        return path
+
+    def member(self, name: str, *, role: Role = "site") -> Path:
+        """Return the folder of a new member."""
+        home = self.path / name
+        accept_invitation(self.invitation(name, role=role), home)
+        return home
+
+    def site(self, name: str, run: str, **settings: object) -> Path:
+        """Return a site file of a member, for a run."""
+        home = self.path / name
+        tree = msgspec.toml.decode((home / "site.toml").read_bytes(), type=dict)
+        path = home / f"{run}.toml"
+        path.write_text(tomli_w.dumps({**tree, "run": run, **settings}))
+        return path
+
+    def account(self, name: str) -> Account:
+        """Return what is needed to speak as a member."""
+        return account_of(self.path / name)
+
+    def revoke(self, name: str) -> None:
+        """Revoke a member."""
+        with self.admin() as admin:
+            admin.ask(Revoke(name=name), Done)
+
+    def create(self, name: str, plan: flare.Plan) -> None:
+        """Open a run."""
+        with self.admin() as admin:
+            admin.ask(CreateRun(name=name, plan=plan), Done)
+
+    def info(self, run: str) -> RunInfo:
+        """Return how a run stands."""
+        with self.admin() as admin:
+            return admin.ask(ShowRun(run=run), RunInfo)
+
+    def ended(self, run: str) -> RunInfo:
+        """Wait for the end of a run, and return how it stands."""
+        with self.admin() as admin:
+            for _ in follow(admin, run):
+                pass
+            return admin.ask(ShowRun(run=run), RunInfo)
+
+    def audit(self) -> list[AuditLine]:
+        """Return all that the server has written down."""
+        lines = audit_lines(self.folder.path)
+        return [msgspec.json.decode(line) for line in lines]
+
+    def audited(self, event: str, **facts: object) -> AuditLine:
+        """Wait until the server has written something down, and return it.
+
+        It is asked for its status meanwhile: between two answers it has done something.
+        """
+        with self.admin() as admin:
+            deadline = time.monotonic() + WAIT_S
+            while time.monotonic() < deadline:
+                for line in self.audit():
+                    if line["event"] == event and _has(line, facts):
+                        return line
+                admin.ask(Status(), ServerStatus)
+        said = "\n".join(str(line) for line in self.audit())
+        msg = f"no line {event!r} with {facts} in the audit:\n{said}"
+        raise AssertionError(msg)
+
+
+def _has(line: AuditLine, facts: Mapping[str, object]) -> bool:
+    return all(line.get(name) == fact for name, fact in facts.items())
+
+
+@contextmanager
+def deployment(**settings: object) -> Iterator[Deployment]:
+    """Run a server until the block ends."""
+    path = Path(tempfile.mkdtemp(prefix="fl", dir="/tmp"))
+    try:
+        deployed = Deployment(path, **settings)
+        try:
+            yield deployed
+        finally:
+            deployed.close()
+    finally:
+        shutil.rmtree(path)
+
+
+def secured(deployed: Deployment, keys: KeyPair) -> Secured:
+    """Return what a stranger needs who has found out the server's key."""
+    return Secured(keys, deployed.server_key())
+
+
+@final
+class Beside:
+    """A run of two honest sites, in the middle of its second round.
+
+    Args:
+        deployed: Where it is played.
+        pool: Threads for its sites.
+        name: Its name; its sites are called ``NAME.x`` and ``NAME.y``.
+    """
+
+    def __init__(
+        self, deployed: Deployment, pool: ThreadPoolExecutor, *, name: str = "beside"
+    ) -> None:
+        self._deployed = deployed
+        self._name = name
+        self._in_round = threading.Barrier(3)
+        self._go_on = threading.Event()
+        deployed.create(name, plan(rounds=3))
+        self._sites = [pool.submit(self._play, letter) for letter in "xy"]
+        self._in_round.wait(WAIT_S)
+
+    def blake3(self) -> str:
+        """Play it to its end, and return the hash of its final model."""
+        self._go_on.set()
+        for site in self._sites:
+            site.result(WAIT_S)
+        info = self._deployed.ended(self._name)
+        assert (info.state, info.rounds, info.error) == ("finished", 3, "")
+        return info.blake3
+
+    def close(self) -> None:
+        """Let its sites go on, if they wait still."""
+        self._go_on.set()
+
+    def _play(self, letter: str) -> None:
+        name = f"{self._name}.{letter}"
+        self._deployed.member(name)
+        play(self._deployed.site(name, self._name), _MODEL, self._train(letter))
+
+    def _train(self, letter: str) -> Train:
+        walk = wander(letter)
+
+        def train(current: flare.ClientRound) -> Local:
+            if current.number == 1:
+                self._in_round.wait(WAIT_S)
+                assert self._go_on.wait(WAIT_S)
+            return walk(current)
+
+        return train
