@@ -5,7 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -86,6 +86,17 @@ class Deployment:
         self._ended.result(WAIT_S)
         self._thread.join(WAIT_S)
         assert verify_audit(self.folder.path).problems == ()
+
+    def restart(self) -> None:
+        """End the server and start it again, at another port."""
+        self._service.stop("the server is started again")
+        self._ended.result(WAIT_S)
+        self._thread.join(WAIT_S)
+        self._start()
+        for path in self.path.glob("*/*.toml"):
+            if path.parent != self.folder.path:
+                tree = msgspec.toml.decode(path.read_bytes(), type=dict)
+                path.write_text(tomli_w.dumps({**tree, "server": self.endpoint}))
 
     def admin(self) -> Control:
         """Return a line to the desk, for whoever may read the server's folder."""
@@ -222,8 +233,9 @@ class Beside:
         return info.blake3
 
     def close(self) -> None:
-        """Let its sites go on, if they wait still."""
+        """Let its sites go on, if they wait still, and wait for their end."""
         self._go_on.set()
+        wait(self._sites, WAIT_S)
 
     def _play(self, letter: str) -> None:
         name = f"{self._name}.{letter}"

@@ -111,7 +111,7 @@ class Stage:
         """Say that the run is over; on the server's thread only, once."""
         if self._ended:
             return
-        if self.error is None and self.run.over:
+        if self._made and self.run.over:
             self.do(lambda: self._observer(RunEnded(self.run.result)))
         self._ended = True
 

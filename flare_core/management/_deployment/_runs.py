@@ -1,5 +1,6 @@
 """The runs of a server: made, played, stopped, and read."""
 
+import io
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from flare_core._plan import Plan
 from flare_core.application import (
     Event,
     Host,
+    Observer,
     Published,
     RoundPlayed,
     RunEnded,
@@ -170,18 +172,13 @@ class Runs:
     def _open(self, info: RunInfo) -> None:
         folder = self._folder / info.name
         record = RunFolder(folder)
-        log = (folder / "progress.log").open("a", encoding="utf-8", buffering=1)
-        console = Console(file=log, width=1000)
-        sites = [""] * info.plan.selection.sites
-        show = LineDisplay(console).watch(sites, info.plan.rounds)
+        progress = _progress(folder / "progress.log", info.plan)
 
         def observe(event: Event) -> None:
             record(event)
-            show(event)
+            progress(event)
             self._trail.event(info.name, event)
             self._follow(info.name, event)
-            if isinstance(event, RunEnded):
-                log.close()
             self._changed()
 
         stage = self._host.open(
@@ -221,6 +218,23 @@ class Runs:
         self._store.update_run(
             name, info.state, rounds=info.rounds, blake3=info.blake3, error=info.error
         )
+
+
+def _progress(path: Path, plan: Plan) -> Observer:
+    """Return an observer that writes a line for all that one wants to watch."""
+    said = io.StringIO()
+    sites = [""] * plan.selection.sites
+    say = LineDisplay(Console(file=said, width=1000)).watch(sites, plan.rounds)
+
+    def observe(event: Event) -> None:
+        say(event)
+        if said.tell():
+            with path.open("a", encoding="utf-8") as file:
+                file.write(said.getvalue())
+            said.seek(0)
+            said.truncate()
+
+    return observe
 
 
 def _with(info: RunInfo, **changes: object) -> RunInfo:

@@ -1,0 +1,118 @@
+"""A server changes its key, and nobody who has heard of it notices."""
+
+from pathlib import Path
+
+import pytest
+
+import flare_core as flare
+from deployed import Beside, Deployment
+from flare_core.communication import (
+    AnnounceKey,
+    ChangeKey,
+    Control,
+    Done,
+    Identity,
+    NextKey,
+    WhoAmI,
+)
+
+_X, _Y = "beside.x", "beside.y"
+
+
+def _announce(deployed: Deployment) -> NextKey:
+    with deployed.admin() as admin:
+        return admin.ask(AnnounceKey(), NextKey)
+
+
+def _change(deployed: Deployment) -> None:
+    with deployed.admin() as admin:
+        admin.ask(ChangeKey(), Done)
+
+
+def _cut_off(deployed: Deployment, site: str) -> None:
+    """Break the connections of a site, as bad weather does."""
+    host = deployed._service._host
+    host.post(lambda: host._router.cut_off(site))
+
+
+def _who(deployed: Deployment, name: str) -> Identity:
+    with deployed.account(name).control() as control:
+        return control.ask(WhoAmI(), Identity)
+
+
+def test_a_run_goes_on_over_a_change_of_the_servers_key(
+    deployed: Deployment, beside: Beside, undisturbed: str
+) -> None:
+    before = deployed.server_key()
+    found = _announce(deployed)
+
+    _change(deployed)
+    _cut_off(deployed, _X)
+    _cut_off(deployed, _Y)
+
+    assert beside.blake3() == undisturbed
+    assert found.untold == []
+    assert deployed.server_key() == found.key.encode() != before
+    deployed.audited("next key announced", key=found.key)
+    deployed.audited("server key changed", key=found.key)
+
+
+def test_who_asked_anything_meanwhile_knows_the_next_key(deployed: Deployment) -> None:
+    deployed.member("rita", role="researcher")
+    found = _announce(deployed)
+    assert found.untold == ["rita"]
+
+    _who(deployed, "rita")
+    assert _announce(deployed).untold == []
+    _change(deployed)
+
+    assert _who(deployed, "rita").name == "rita"
+    text = (deployed.path / "rita" / "site.toml").read_text()
+    assert f'next_server_key = "{found.key}"' in text
+
+
+def test_who_never_heard_of_the_next_key_reaches_nobody(deployed: Deployment) -> None:
+    deployed.member("rita", role="researcher")
+    _announce(deployed)
+    _change(deployed)
+    account = deployed.account("rita")
+
+    with (
+        Control(
+            account.address, name="rita", secured=account.secured, patience_s=1
+        ) as control,
+        pytest.raises(flare.ServerUnreachableError, match="server_key"),
+    ):
+        control.ask(WhoAmI(), Identity)
+
+
+def test_a_key_that_nobody_was_told_of_is_not_changed_to(deployed: Deployment) -> None:
+    before = deployed.server_key()
+
+    with pytest.raises(flare.RequestDeniedError, match="no key was announced"):
+        _change(deployed)
+
+    assert deployed.server_key() == before
+
+
+def test_a_key_is_announced_until_it_is_changed_to(deployed: Deployment) -> None:
+    first, again = _announce(deployed), _announce(deployed)
+    _change(deployed)
+
+    assert first.key == again.key
+    assert _announce(deployed).key != first.key
+
+
+def test_a_comment_in_a_site_file_outlives_a_change(deployed: Deployment) -> None:
+    path = deployed.member("rita", role="researcher") / "site.toml"
+    path.write_text(path.read_text() + "# mine\n[policy]\nmost_rounds = 3\n")
+
+    for _ in range(2):
+        _announce(deployed)
+        _who(deployed, "rita")
+        _change(deployed)
+
+    text = Path(path).read_text()
+    assert "# mine" in text
+    assert flare.site(path).policy.most_rounds == 3
+    assert _who(deployed, "rita").role == "researcher"
