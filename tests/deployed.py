@@ -32,9 +32,9 @@ from flare_core.communication import (
 )
 from flare_core.management._account import Account, account_of
 from flare_core.management._deployment import ServerFolder, ServerSettings, Service
-from flare_core.management._enrolment import accept_invitation
+from flare_core.management._enrolment import accept_invitation, read_invitation
 from flare_core.management._run_reading import follow
-from site_scripts import WAIT_S, Local, Train, model, plan, play, wander
+from site_scripts import WAIT_S, Local, Train, Stranger, model, plan, play, wander
 
 AuditLine = Mapping[str, Any]
 _DAY_S = 86_400.0
@@ -123,7 +123,7 @@ class Deployment:
         accept_invitation(self.invitation(name, role=role), home)
         return home
 
-    def site(self, name: str, run: str, **settings: object) -> Path:
+    def site(self, name: str, run: str, /, **settings: object) -> Path:
         """Return a site file of a member, for a run."""
         home = self.path / name
         tree = msgspec.toml.decode((home / "site.toml").read_bytes(), type=dict)
@@ -134,6 +134,19 @@ class Deployment:
     def account(self, name: str) -> Account:
         """Return what is needed to speak as a member."""
         return account_of(self.path / name)
+
+    def peer(self, name: str) -> Stranger:
+        """Return a member that says whatever the test wants it to."""
+        return Stranger(self.endpoint, secured=self.account(name).secured)
+
+    def invited(self, invitation: Path) -> Control:
+        """Return a line to the desk, for who has an invitation and no more."""
+        secured = _by_token(invitation)
+        return Control(self.endpoint, name="invited", secured=secured)
+
+    def invited_peer(self, invitation: Path) -> Stranger:
+        """Return who has an invitation, and says whatever the test wants."""
+        return Stranger(self.endpoint, secured=_by_token(invitation))
 
     def revoke(self, name: str) -> None:
         """Revoke a member."""
@@ -156,6 +169,17 @@ class Deployment:
             for _ in follow(admin, run):
                 pass
             return admin.ask(ShowRun(run=run), RunInfo)
+
+    def said(self, run: str, words: str) -> None:
+        """Wait until this is said of a run."""
+        text = b""
+        with self.admin() as admin:
+            for piece in follow(admin, run):
+                text += piece
+                if words.encode() in text:
+                    return
+        msg = f"run {run!r} is over, and nobody said {words!r}:\n{text.decode()}"
+        raise AssertionError(msg)
 
     def audit(self) -> list[AuditLine]:
         """Return all that the server has written down."""
@@ -197,9 +221,9 @@ def deployment(**settings: object) -> Iterator[Deployment]:
         shutil.rmtree(path)
 
 
-def secured(deployed: Deployment, keys: KeyPair) -> Secured:
-    """Return what a stranger needs who has found out the server's key."""
-    return Secured(keys, deployed.server_key())
+def _by_token(invitation: Path) -> Secured:
+    found = read_invitation(invitation)
+    return Secured(KeyPair.from_token(found.token), found.server_key.encode())
 
 
 @final

@@ -9,6 +9,7 @@ from typing import Literal, Self, final
 
 Direction = Literal["up", "down"]
 _PIECE_BYTES = 1 << 16
+_MOST_KEPT_BYTES = 1 << 20
 
 
 @final
@@ -22,6 +23,7 @@ class Proxy:
         endpoint: Where sites connect to instead.
         passed: Bytes passed so far, by direction: to the server, or from it.
         num_cuts: Connections that were cut.
+        said: What was passed to the server, one after the other.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -31,6 +33,7 @@ class Proxy:
         self.endpoint = f"tcp://127.0.0.1:{self._listening.getsockname()[1]}"
         self.passed: dict[Direction, int] = {"up": 0, "down": 0}
         self.num_cuts = 0
+        self.said = b""
         self._cuts: list[tuple[Direction, int]] = []
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -85,6 +88,8 @@ class Proxy:
         with self._lock:
             left = self._until_cut(direction, len(piece))
             self.passed[direction] += len(piece) if left is None else left
+            if direction == "up" and len(self.said) < _MOST_KEPT_BYTES:
+                self.said += piece
         target.sendall(piece if left is None else piece[:left])
         return bool(piece) and left is None
 

@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import Queue
@@ -21,6 +22,7 @@ from flare_core.communication import (
     Join,
     Offer,
     Outgoing,
+    Secured,
     ToServer,
     ToSite,
     Want,
@@ -125,10 +127,15 @@ def stream_id() -> bytes:
 
 @final
 class Stranger:
-    """A peer that says whatever the test wants it to."""
+    """A peer that says whatever the test wants it to.
 
-    def __init__(self, endpoint: str) -> None:
-        self._socket = ZmqDealer(endpoint)
+    Args:
+        endpoint: The server's.
+        secured: The peer's keys, if it has some.
+    """
+
+    def __init__(self, endpoint: str, *, secured: Secured | None = None) -> None:
+        self._socket = ZmqDealer(endpoint, secured=secured)
         self._plan = ""
 
     def say(self, message: ToServer | Chunk | bytes, *more: Frame) -> None:
@@ -144,6 +151,19 @@ class Stranger:
         if isinstance(message, Welcome):
             self._plan = message.plan.fingerprint
         return message
+
+    def is_cut_off(self) -> bool:
+        """Wait until the connection is ended; return False if anything is said."""
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline and not self._socket.broken:
+            if self._socket.receive(timeout_s=WAIT_S) is not None:
+                return False
+        return self._socket.broken
+
+    @property
+    def denied(self) -> bool:
+        """Whether the connection was ended because the key is not known."""
+        return self._socket.denied
 
     def join(self, name: str, layout: flare.Layout) -> None:
         """Say hello, hear the plan, and join."""

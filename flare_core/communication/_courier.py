@@ -72,7 +72,7 @@ class Courier:
         self._orders: deque[tuple[_Order, _Outcomes]] = deque()
         self._outcomes: _Outcomes | None = None
         self._early: _Outcome | None = None
-        self._closing = self._lost = self._met = False
+        self._closing = self._lost = self._met = self._denied = False
         self._heard = self._spoke = self._connect_at = time.monotonic()
         self._backoff_s = _RECONNECT_S
         self._thread = threading.Thread(
@@ -151,6 +151,7 @@ class Courier:
         elif self._socket.denied:
             self._socket.disconnect()
             self._connect_at = math.inf
+            self._denied = True
             raise AccessDeniedError(self._site, self._address)
         elif self._socket.broken:
             self._disconnected()
@@ -164,6 +165,9 @@ class Courier:
         if self._early is not None:
             early, self._early = self._early, None
             self._conclude(early)
+            return
+        if self._denied:  # for good: nobody would answer
+            self._conclude(AccessDeniedError(self._site, self._address))
             return
         self._heard = time.monotonic()
         order(self._session)
