@@ -1,6 +1,7 @@
 """Asks a server for what is no part of a run, and waits for the answer."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar, final
 
@@ -20,6 +21,7 @@ from flare_core.communication._messages import (
     encode,
 )
 from flare_core.communication._requests import Request
+from flare_core.communication._safetensors import Frame
 from flare_core.communication._zmq import Secured, ZmqDealer
 
 _AGAIN_S = 1.0
@@ -36,6 +38,9 @@ class Control:
         secured: His keys.
         patience_s: Seconds to wait for a server that is not there.
 
+    Attributes:
+        lost: Whether the connection broke, and nothing was heard since.
+
     Raises:
         ConfigurationError: If that is no address.
     """
@@ -47,6 +52,8 @@ class Control:
         self._name = name
         self._patience_s = patience_s
         self._number = 0
+        self._asked: Sequence[Frame] = ()
+        self.lost = False
         self._socket = ZmqDealer(address, secured=secured)
 
     def ask(
@@ -67,28 +74,54 @@ class Control:
             ServerUnreachableError: If nobody answers in time.
             ProtocolError: If what answers makes no sense.
         """
+        deadline = time.monotonic() + (self._patience_s if wait_s is None else wait_s)
+        self.send(request)
+        while time.monotonic() < deadline:
+            answer = self.receive(reply, timeout_s=_AGAIN_S)
+            if answer is not None:
+                return answer
+        raise ServerUnreachableError(self._address, self._patience_s)
+
+    def send(self, request: Request) -> None:
+        """Ask, and leave the answer to `receive`; forget what was asked before."""
         self._number += 1
         ask = Ask(
             number=self._number, request=msgspec.Raw(msgspec.msgpack.encode(request))
         )
-        deadline = time.monotonic() + (self._patience_s if wait_s is None else wait_s)
-        self._socket.send(encode(ask))
-        while time.monotonic() < deadline:
-            frames = self._socket.receive(timeout_s=_AGAIN_S)
-            if frames is not None:
-                message = decode_to_site(frames)
-                if isinstance(message, Answer) and message.number == self._number:
-                    return _decoded(message, reply)
-                if isinstance(message, Denied) and message.number == self._number:
-                    raise RequestDeniedError(message.reason)
-            elif self._socket.denied:
-                raise AccessDeniedError(self._name, self._address)
-            elif self._socket.broken:
-                self._socket.disconnect()
-                self._socket.receive(timeout_s=_AGAIN_S / 4)
-                self._socket.connect()
-                self._socket.send(encode(ask))
-        raise ServerUnreachableError(self._address, self._patience_s)
+        self._asked = encode(ask)
+        self._socket.send(self._asked)
+
+    def receive(self, reply: type[_Reply], *, timeout_s: float) -> _Reply | None:
+        """Return the answer to what was asked last; None if there is none in time.
+
+        After a break it is asked again.
+
+        Raises:
+            RequestDeniedError: If the server will not do it.
+            AccessDeniedError: If the server does not know the key.
+            ProtocolError: If what answers makes no sense.
+        """
+        frames = self._socket.receive(timeout_s=timeout_s)
+        if frames is not None:
+            self.lost = False
+            message = decode_to_site(frames)
+            if isinstance(message, Answer) and message.number == self._number:
+                return _decoded(message, reply)
+            if isinstance(message, Denied) and message.number == self._number:
+                raise RequestDeniedError(message.reason)
+        elif self._socket.denied:
+            raise AccessDeniedError(self._name, self._address)
+        elif self._socket.broken:
+            self.lost = True
+            self._socket.disconnect()
+            self._socket.receive(timeout_s=_AGAIN_S / 4)
+            self._socket.connect()
+            self._socket.send(self._asked)
+        return None
+
+    def wake(self) -> None:
+        """Make `receive` return; from any thread, and after `close` too."""
+        self._socket.wake()
 
     def close(self) -> None:
         """Close the line."""
