@@ -20,6 +20,14 @@ RUN_VARIABLE = "FLARE_RUN"
 Globs: TypeAlias = tuple[str, ...]
 Fingerprint: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+_Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_Text: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*\Z")]
+_Variable: TypeAlias = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")
+]
+_Gpu: TypeAlias = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._/-]{0,127}\Z")
+]
 
 _HELP = (
     "run the script with `flare simulate SCRIPT.py --sites 4`, or set "
@@ -63,6 +71,44 @@ class Policy(_Settings, frozen=True):
     plans: tuple[Fingerprint, ...] = ()
 
 
+class Resources(_Settings, frozen=True):
+    """What ``flare site agent`` may give to the commands it starts.
+
+    Attributes:
+        gpus: Ids of the devices, as ``CUDA_VISIBLE_DEVICES`` takes them.  If there are
+            any, a command sees those that were given to it and no other.
+        concurrent_runs: Most commands at a time.
+    """
+
+    gpus: tuple[_Gpu, ...] = ()
+    concurrent_runs: _Count = 1
+
+    def __post_init__(self) -> None:
+        if len(set(self.gpus)) < len(self.gpus):
+            msg = f"gpus: expected each id once, got {', '.join(self.gpus)}"
+            raise ValueError(msg)
+
+
+class Binding(_Settings, frozen=True):
+    """What ``flare site agent`` starts for a run; nothing in it comes from the server.
+
+    Attributes:
+        command: The words of a command; a first one that ends in ``.py`` is run with
+            the agent's own Python.
+        gpus: How many devices it needs.
+        folder: Where it is started, relative to the site file; by default its folder.
+        environment: Variables that it gets beside those of the agent.
+        restarts: How often it is started again after it failed, as long as the run
+            awaits the site.
+    """
+
+    command: Annotated[tuple[_Text, ...], msgspec.Meta(min_length=1)]
+    gpus: _Natural = 0
+    folder: _Text = ""
+    environment: dict[_Variable, _Text] = {}
+    restarts: _Natural = 0
+
+
 class _SiteKeys(_Settings, frozen=True):
     """What may stand in a site file."""
 
@@ -79,6 +125,18 @@ class _SiteKeys(_Settings, frozen=True):
     key: str = ""
     run: str = ""
     policy: Policy = Policy()
+    resources: Resources = Resources()
+    runs: dict[str, Binding] = {}
+
+    def __post_init__(self) -> None:
+        most = len(self.resources.gpus)
+        for glob, binding in self.runs.items():
+            if binding.gpus > most:
+                msg = (
+                    f'runs."{glob}".gpus: expected at most {most}, as many as '
+                    f"resources.gpus has, got {binding.gpus}"
+                )
+                raise ValueError(msg)
 
 
 class Site(_SiteKeys, frozen=True):
@@ -102,6 +160,8 @@ class Site(_SiteKeys, frozen=True):
         run: The run to take part in; if empty, the one that awaits this site.  The
             environment variable ``FLARE_RUN`` goes before it.
         policy: What the site allows.
+        resources: What ``flare site agent`` may use.
+        runs: What it starts for a run, by a glob of the run's name.
         file: Where all this was read; no key of the file itself.
     """
 
@@ -134,7 +194,7 @@ def site(file: str | os.PathLike[str] | None = None) -> Site:
         return Site(name="alone")
     path = Path(named)
     try:
-        found = msgspec.toml.decode(path.read_bytes(), type=_SiteKeys)
+        found = _decoded(path.read_bytes())
     except OSError as exc:
         msg = f"site file {path}: {exc.strerror}; {_HELP}"
         raise ConfigurationError(msg) from exc
@@ -148,3 +208,21 @@ def site(file: str | os.PathLike[str] | None = None) -> Site:
         "run": os.environ.get(RUN_VARIABLE) or found.run,
     }
     return Site(**settings, file=str(path))
+
+
+class _Runs(msgspec.Struct):
+    """A site file of which nothing was looked at but where the bindings are."""
+
+    runs: dict[str, Any] = {}
+
+
+def _decoded(content: bytes) -> _SiteKeys:
+    """Return what stands in a site file; raises msgspec's errors."""
+    tree = msgspec.toml.decode(content)
+    for glob, table in msgspec.convert(tree, _Runs).runs.items():
+        try:  # one by one, as msgspec does not say which of them is wrong
+            msgspec.convert(table, Binding)
+        except msgspec.ValidationError as exc:
+            msg = f'runs."{glob}": {exc}'
+            raise msgspec.ValidationError(msg) from exc
+    return msgspec.convert(tree, _SiteKeys)

@@ -34,7 +34,7 @@ from flare_core.management._account import Account, account_of
 from flare_core.management._deployment import ServerFolder, ServerSettings, Service
 from flare_core.management._enrolment import accept_invitation, read_invitation
 from flare_core.management._run_reading import follow
-from site_scripts import WAIT_S, Local, Train, Stranger, model, plan, play, wander
+from site_scripts import WAIT_S, Local, Stranger, Train, model, plan, play, wander
 
 AuditLine = Mapping[str, Any]
 _DAY_S = 86_400.0

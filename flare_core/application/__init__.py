@@ -28,6 +28,7 @@ from flare_core.application._events import (
 from flare_core.application._host import Host
 from flare_core.application._link import Link, Proposal, connect
 from flare_core.application._manifest import ManifestEntry
+from flare_core.application._policy import check_run
 from flare_core.application._secured import remember, secured_as
 from flare_core.application._server import Server, most_threads
 from flare_core.application._stage import Stage
@@ -63,6 +64,7 @@ __all__ = [
     "Verdict",
     "ZmqLink",
     "audit_lines",
+    "check_run",
     "connect",
     "join",
     "most_threads",

@@ -22,7 +22,7 @@ def check_plan(site: Site, run: str, plan: Plan) -> None:
         run: The run's name.
         plan: What would be played.
     """
-    _check_run(site, run)
+    check_run(site, run)
     _check_settings(site, plan)
     fingerprint = plan.fingerprint
     if site.policy.plans and fingerprint not in site.policy.plans:
@@ -32,6 +32,18 @@ def check_plan(site: Site, run: str, plan: Plan) -> None:
             expected=f"one of {', '.join(site.policy.plans)}",
             got=f"the plan {fingerprint} of run {run!r}",
             advice="read that plan, and add its fingerprint if you accept it",
+        )
+
+
+def check_run(site: Site, run: str) -> None:
+    """Check whether the site takes part in runs of this name."""
+    if not matches(run, site.policy.runs):
+        raise _error(
+            site,
+            "runs",
+            expected=f"a run whose name fits {_listed(site.policy.runs)}",
+            got=repr(run),
+            advice="add a glob if the site shall take part in it",
         )
 
 
@@ -77,17 +89,6 @@ def matches(name: str, globs: Sequence[str]) -> bool:
         if fnmatchcase(name, glob.removeprefix("!")):
             wanted = not glob.startswith("!")
     return wanted
-
-
-def _check_run(site: Site, run: str) -> None:
-    if not matches(run, site.policy.runs):
-        raise _error(
-            site,
-            "runs",
-            expected=f"a run whose name fits {_listed(site.policy.runs)}",
-            got=repr(run),
-            advice="add a glob if the site shall take part in it",
-        )
 
 
 def _check_settings(site: Site, plan: Plan) -> None:

@@ -39,6 +39,9 @@ class Control:
         learnt: Told of the public key that the server will have soon.
         patience_s: Seconds to wait for a server that is not there.
 
+    Attributes:
+        lost: Whether the connection broke, and nothing was heard since.
+
     Raises:
         ConfigurationError: If that is no address.
     """
@@ -57,6 +60,8 @@ class Control:
         self._name = name
         self._patience_s = patience_s
         self._number = 0
+        self._asked: Sequence[Frame] = ()
+        self.lost = False
         self._socket = ZmqDealer(address, secured=secured)
 
     def ask(
@@ -77,28 +82,54 @@ class Control:
             ServerUnreachableError: If nobody answers in time.
             ProtocolError: If what answers makes no sense.
         """
+        deadline = time.monotonic() + (self._patience_s if wait_s is None else wait_s)
+        self.send(request)
+        while time.monotonic() < deadline:
+            answer = self.receive(reply, timeout_s=_AGAIN_S)
+            if answer is not None:
+                return answer
+        raise ServerUnreachableError(self._address, self._patience_s)
+
+    def send(self, request: Request) -> None:
+        """Ask, and leave the answer to `receive`; forget what was asked before."""
         self._number += 1
         ask = Ask(
             number=self._number, request=msgspec.Raw(msgspec.msgpack.encode(request))
         )
-        deadline = time.monotonic() + (self._patience_s if wait_s is None else wait_s)
-        self._socket.send(encode(ask))
-        while time.monotonic() < deadline:
-            frames = self._socket.receive(timeout_s=_AGAIN_S)
-            if frames is not None:
-                message = self._received(frames)
-                if isinstance(message, Answer):
-                    return _decoded(message, reply)
-                if isinstance(message, Denied):
-                    raise RequestDeniedError(message.reason)
-            elif self._socket.denied:
-                raise AccessDeniedError(self._name, self._address)
-            elif self._socket.broken:
-                self._socket.disconnect()
-                self._socket.receive(timeout_s=_AGAIN_S / 4)
-                self._socket.connect()
-                self._socket.send(encode(ask))
-        raise ServerUnreachableError(self._address, self._patience_s)
+        self._asked = encode(ask)
+        self._socket.send(self._asked)
+
+    def receive(self, reply: type[_Reply], *, timeout_s: float) -> _Reply | None:
+        """Return the answer to what was asked last; None if there is none in time.
+
+        After a break it is asked again.
+
+        Raises:
+            RequestDeniedError: If the server will not do it.
+            AccessDeniedError: If the server does not know the key.
+            ProtocolError: If what answers makes no sense.
+        """
+        frames = self._socket.receive(timeout_s=timeout_s)
+        if frames is not None:
+            self.lost = False
+            message = self._received(frames)
+            if isinstance(message, Answer):
+                return _decoded(message, reply)
+            if isinstance(message, Denied):
+                raise RequestDeniedError(message.reason)
+        elif self._socket.denied:
+            raise AccessDeniedError(self._name, self._address)
+        elif self._socket.broken:
+            self.lost = True
+            self._socket.disconnect()
+            self._socket.receive(timeout_s=_AGAIN_S / 4)
+            self._socket.connect()
+            self._socket.send(self._asked)
+        return None
+
+    def wake(self) -> None:
+        """Make `receive` return; from any thread, and after `close` too."""
+        self._socket.wake()
 
     def _received(self, frames: Sequence[Frame]) -> Answer | Denied | None:
         """Return the answer to the last request, if it is one."""

@@ -147,9 +147,10 @@ class AwaitRuns(_Request, frozen=True):
 
     Attributes:
         known: Those that the site knows of; the answer waits until there are others.
+            Without it, it comes at once.
     """
 
-    known: list[str] = []
+    known: list[str] | None = None
 
 
 Request: TypeAlias = (

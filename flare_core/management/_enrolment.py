@@ -34,9 +34,13 @@ _POLICY = """
 # most_rounds = 100
 # most_bytes = 10_000_000_000
 
-# What `flare site agent` starts, by the run's name.
-# [runs.heart-1]
-# command = ["python", "train.py"]
+# What `flare site agent` may use, and what it starts, by the run's name.
+# [resources]
+# gpus = ["0", "1"]
+# concurrent_runs = 1
+# [runs."heart-*"]
+# command = ["torchrun", "--nproc-per-node=2", "train.py"]
+# gpus = 2
 """
 
 

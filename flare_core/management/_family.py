@@ -2,8 +2,8 @@
 
 ``torchrun`` starts its workers in sessions of their own, where no signal to the
 site's process group reaches them (torch 2.13,
-``distributed/elastic/multiprocessing/subprocess_handler``).  But they inherit
-``FLARE_SITE``, and Linux shows it.
+``distributed/elastic/multiprocessing/subprocess_handler``).  But they inherit its
+environment, and Linux shows it.
 """
 
 import os
@@ -13,17 +13,15 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from flare_core._site import SITE_VARIABLE
-
 _PROC = Path("/proc")
 
 
-def family(site_file: Path) -> list[int]:
-    """Return the living processes that were started with this site file.
+def family(mark: str) -> list[int]:
+    """Return the living processes with this variable, as ``NAME=value``.
 
     Empty where there is no ``/proc``: then the process group has to do.
     """
-    wanted = f"{SITE_VARIABLE}={site_file}".encode()
+    wanted = mark.encode()
     return [pid for pid in _all_pids() if wanted in _environment(pid)]
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,40 +55,76 @@ class Script:
 
 
 @final
-class SiteProcess:
-    """A running script, with all the processes it starts.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What a process runs.
+
+    Attributes:
+        words: A program and its arguments.
+        environment: All its variables.
+        mark: ``NAME=value``, a variable that tells it, and the processes it starts,
+            from all others.
+        log: Its output goes there, behind what is there already.
+        folder: Where it is started; in this process's own if None.
+    """
+
+    words: Sequence[str]
+    environment: Mapping[str, str]
+    mark: str
+    log: Path
+    folder: Path | None = None
+
+
+def simulated(script: Script, site: Site, folder: Path, *, num_threads: int) -> Command:
+    """Return the command of a simulated site, and write its site file.
 
     Args:
         script: What to run.
         site: Who it is; written to ``NAME.toml`` in the folder.
         folder: Its output goes there too, to ``NAME.log``.
         num_threads: Its share of the machine's cores.
+    """
+    site_file = folder / f"{site.name}.toml"
+    site_file.write_text(tomli_w.dumps(msgspec.to_builtins(site)))
+    return Command(
+        words=[sys.executable, str(script.path), *script.args_of(site)],
+        environment=_environment(site_file, num_threads),
+        mark=f"{SITE_VARIABLE}={site_file}",
+        log=log_of(folder, site.name),
+    )
+
+
+@final
+class SiteProcess:
+    """A running command, with all the processes it starts.
+
+    Args:
+        command: What to run.
         on_end: Called with the exit code, from a thread that waits for it.
+
+    Attributes:
+        pid: Of the first of them.
+
+    Raises:
+        OSError: If there is no such program, or no such folder.
     """
 
-    def __init__(
-        self,
-        script: Script,
-        site: Site,
-        folder: Path,
-        *,
-        num_threads: int,
-        on_end: Callable[[str, int], None],
-    ) -> None:
-        self._site_file = folder / f"{site.name}.toml"
-        self._site_file.write_text(tomli_w.dumps(msgspec.to_builtins(site)))
-        with log_of(folder, site.name).open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - the user's own script
-                [sys.executable, str(script.path), *script.args_of(site)],
-                env=_environment(self._site_file, num_threads),
+    def __init__(self, command: Command, on_end: Callable[[int], None]) -> None:
+        self._mark = command.mark
+        with command.log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - the user's own command
+                command.words,
+                cwd=command.folder,
+                env=command.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.pid = self._process.pid
         self._waiter = threading.Thread(
-            target=lambda: on_end(site.name, self._process.wait()),
-            name=f"flare-waiter-{site.name}",
+            target=lambda: on_end(self._process.wait()),
+            name=f"flare-waiter-{self.pid}",
             daemon=True,
         )
         self._waiter.start()
@@ -96,7 +132,7 @@ class SiteProcess:
     def send(self, signum: signal.Signals) -> None:
         """Send a signal to all its processes, to each once."""
         told = self._send_to_group(signum)
-        for pid in family(self._site_file):
+        for pid in family(self._mark):
             with suppress(ProcessLookupError):
                 if not (told and os.getpgid(pid) == self._process.pid):
                     os.kill(pid, signum)
@@ -104,7 +140,7 @@ class SiteProcess:
     def wait(self, deadline: float) -> None:
         """Return when all its processes have ended, or at the deadline."""
         self._waiter.join(max(0.0, deadline - time.monotonic()))
-        left = family(self._site_file)
+        left = family(self._mark)
         wait_for(left, timeout_s=deadline - time.monotonic())
 
     def _send_to_group(self, signum: signal.Signals) -> bool:
@@ -116,10 +152,10 @@ class SiteProcess:
         return False
 
 
-def end(processes: Iterable[SiteProcess]) -> None:
-    """End them all: politely, and after a grace of 3 seconds for sure."""
+def end(processes: Iterable[SiteProcess], *, grace_s: float = _GRACE_S) -> None:
+    """End them all: politely, and after a grace for sure."""
     running = list(processes)
-    deadline = time.monotonic() + _GRACE_S
+    deadline = time.monotonic() + grace_s
     for process in running:
         process.send(signal.SIGTERM)
     for process in running:

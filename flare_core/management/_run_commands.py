@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -79,7 +80,7 @@ def _command(
     """Run a command with this site's file, so that an unchanged script takes part."""
     with exit_codes():
         environment = site_environment(site_file_of(home), run)
-        command = [sys.executable, *words] if words[0].endswith(".py") else words
+        command = command_line(words)
         try:
             # It takes the place of this process: signals and the exit code are its own.
             os.execvpe(command[0], command, environment)  # noqa: S606 - the user's own
@@ -203,7 +204,21 @@ def _download(
             say(Console(), str(path))
 
 
-def site_environment(site_file: Path, run: str = "") -> dict[str, str]:
-    """Return the environment in which a site's command takes part in a run."""
-    environment = adapted(os.environ) | {SITE_VARIABLE: str(site_file.absolute())}
+def command_line(words: Sequence[str]) -> list[str]:
+    """Return a command; a script stands for this Python with the script."""
+    return [sys.executable, *words] if words[0].endswith(".py") else [*words]
+
+
+def site_environment(
+    site_file: Path, run: str = "", *, more: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the environment in which a site's command takes part in a run.
+
+    Args:
+        site_file: Who it is.
+        run: The run; if empty, the one that awaits the site.
+        more: Variables beside those of this process.
+    """
+    given = {**os.environ, **(more or {})}
+    environment = adapted(given) | {SITE_VARIABLE: str(site_file.absolute())}
     return environment | ({RUN_VARIABLE: run} if run else {})

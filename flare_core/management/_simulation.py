@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias, final
 
@@ -29,6 +30,7 @@ from flare_core.management._processes import (
     end,
     in_words,
     log_of,
+    simulated,
 )
 
 _LAST_WORDS_S = 10.0
@@ -166,13 +168,18 @@ class Simulation:
     def _start_sites(self, server: Server) -> None:
         where = {"server": server.endpoint, "spool": str(server.spool.absolute())}
         for site in self._sites:
-            self._processes[site.name] = SiteProcess(
+            command = simulated(
                 self._script,
                 msgspec.structs.replace(site, **where),
                 self._folder,
                 num_threads=self._num_threads,
-                on_end=lambda name, code: self._inbox.put(_SiteEnded(name, code)),
             )
+            self._processes[site.name] = SiteProcess(
+                command, partial(self._note_end, site.name)
+            )
+
+    def _note_end(self, site: str, code: int) -> None:
+        self._inbox.put(_SiteEnded(site, code))
 
     def _follow(self, server: Server) -> Result:
         result = self._result(server)

@@ -47,6 +47,7 @@ from flare_core.management._processes import Script
 from flare_core.management._run_commands import run_app
 from flare_core.management._run_folder import fresh_folder
 from flare_core.management._server_commands import roles, server_app, status
+from flare_core.management._site_commands import site_app
 from flare_core.management._summary import Tally, summary
 
 app = typer.Typer(
@@ -62,6 +63,7 @@ app.add_typer(audit_app, name="audit")
 
 app.add_typer(server_app, name="server")
 app.add_typer(run_app, name="run")
+app.add_typer(site_app, name="site")
 for _name, _member_command in (
     ("status", status),
     ("roles", roles),

@@ -43,9 +43,7 @@ def test_a_changed_key_opens_at_once_and_the_one_before_for_a_while(
     assert after.secured.keys != before.secured.keys
     assert _whoami(after) == _ME
     assert _whoami(before) == _ME
-    deployed.audited(
-        "key changed", user="a", key=after.secured.keys.public.decode()
-    )
+    deployed.audited("key changed", user="a", key=after.secured.keys.public.decode())
 
 
 def test_a_key_that_was_changed_is_denied_when_its_time_is_over() -> None:

@@ -50,7 +50,7 @@ class Service:
             )
             self._host.listen(folder.admin_address)
             self._runs = Runs(
-                self._host, self._store, folder.runs, self._trail, self._desk.changed
+                self._host, self._store, folder.runs, self._trail, self._changed
             )
             address = settings.address or self._host.endpoint
             self._desk.opens(self._host, self._runs, address=address)
@@ -82,6 +82,11 @@ class Service:
             self._stopped = reason
 
         self._host.post(note)
+
+    def _changed(self) -> None:
+        self._desk.changed()
+        # Who has left is out of the lobby only after the event that says so.
+        self._host.post(self._desk.changed)
 
     def _registry(self, folder: ServerFolder, settings: ServerSettings) -> Registry:
         registry = Registry(
