@@ -66,7 +66,7 @@ class Terminal:
             return ""
         try:
             done = subprocess.run(
-                ["bash", "-c", command],
+                ["/bin/bash", "-c", command],
                 cwd=self._folder,
                 env=self._environment,
                 stdout=subprocess.PIPE,
@@ -100,7 +100,7 @@ class Terminal:
     def _leave(self, command: str) -> None:
         """Let it run; a server, which writes to no log, is waited for."""
         process = subprocess.Popen(
-            ["bash", "-c", f"exec {command}"],
+            ["/bin/bash", "-c", f"exec {command}"],
             cwd=self._folder,
             env=self._environment,
             stdout=None if ">" in command else subprocess.PIPE,
