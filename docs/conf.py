@@ -1,13 +1,22 @@
 """How Sphinx builds the documentation: offline, and without any framework."""
 
+import sys
+from importlib import import_module
 from importlib.metadata import version as version_of
-from typing import Any, Union
+from pathlib import Path
+from typing import Any, ClassVar, Union
 
+from docutils.nodes import Element, Node
+from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.ext.autodoc import mock
+from sphinx.util.docutils import SphinxDirective
 
 import flare_core
 import flare_core.application
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tables import roles_table, settings, settings_table
 
 project = "flare-adapters"
 author = "the flare-adapters contributors"
@@ -76,6 +85,43 @@ def _readable(*event: Any) -> tuple[str | None, str | None]:
     return arguments and arguments.replace("<factory>", "..."), returns
 
 
+class _Table(SphinxDirective):
+    """A table that is made from the code."""
+
+    def _parsed(self, markdown: str) -> list[Node]:
+        parent = Element()
+        lines = StringList(markdown.splitlines(), source=self.get_location())
+        self.state.nested_parse(lines, self.content_offset, parent)
+        return parent.children
+
+
+class SettingsTable(_Table):
+    """``{settings} package.Class``: its keys, with what its docstring says of them.
+
+    ``:without:`` names fields that are no keys.
+    """
+
+    required_arguments = 1
+    option_spec: ClassVar = {"without": str.split}
+
+    def run(self) -> list[Node]:
+        """Return the table."""
+        module, _, name = self.arguments[0].rpartition(".")
+        struct = getattr(import_module(module), name)
+        rows = settings(struct, without=self.options.get("without", ()))
+        return self._parsed(settings_table(list(rows)))
+
+
+class RolesTable(_Table):
+    """``{roles}``: who may do what."""
+
+    def run(self) -> list[Node]:
+        """Return the table."""
+        return self._parsed(roles_table())
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is defined here."""
+    app.add_directive("settings", SettingsTable)
+    app.add_directive("roles", RolesTable)
     app.connect("autodoc-process-signature", _readable)
