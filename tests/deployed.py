@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,11 +87,12 @@ class Deployment:
         self._thread.join(WAIT_S)
         assert verify_audit(self.folder.path).problems == ()
 
-    def restart(self) -> None:
-        """End the server and start it again, at another port."""
+    def restart(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """End the server, do something, and start it again, at another port."""
         self._service.stop("the server is started again")
         self._ended.result(WAIT_S)
         self._thread.join(WAIT_S)
+        meanwhile()
         self._start()
         for path in self.path.glob("*/*.toml"):
             if path.parent != self.folder.path:
@@ -172,13 +173,13 @@ class Deployment:
 
     def said(self, run: str, words: str) -> None:
         """Wait until this is said of a run."""
-        text = b""
+        said: list[str] = []
         with self.admin() as admin:
-            for piece in follow(admin, run):
-                text += piece
-                if words.encode() in text:
+            for line in follow(admin, run):
+                if words in line:
                     return
-        msg = f"run {run!r} is over, and nobody said {words!r}:\n{text.decode()}"
+                said.append(line)
+        msg = f"run {run!r} is over, and nobody said {words!r}:\n{said}"
         raise AssertionError(msg)
 
     def audit(self) -> list[AuditLine]:

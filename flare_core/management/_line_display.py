@@ -16,6 +16,7 @@ from flare_core.application import (
     SiteRefused,
     Updated,
 )
+from flare_core.management._messages import say
 from flare_core.management._wording import bytes_text, counted, scores_text
 
 
@@ -34,13 +35,20 @@ class LineDisplay:
         """Return the observer of one federation."""
 
         def observe(event: Event) -> None:
-            for line in _lines(event, len(sites), rounds):
-                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            for line in lines(event, len(sites), rounds):
+                say(self._console, line)
 
         return observe
 
 
-def _lines(event: Event, num_sites: int, rounds: int) -> Iterator[str]:
+def lines(event: Event, num_sites: int, rounds: int) -> Iterator[str]:
+    """Yield what there is to say of an event.
+
+    Args:
+        event: What happened.
+        num_sites: How many sites the run has.
+        rounds: How many rounds.
+    """
     match event:
         case RunOpened():
             yield f"server listens at {event.endpoint} for {counted(num_sites, 'site')}"

@@ -43,5 +43,10 @@ def complain(line: str, *, style: str = "") -> None:
 
 
 def say(console: Console, line: str, *, style: str = "") -> None:
-    """Print a line as it is: brackets mean nothing, and nothing is wrapped."""
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is: brackets mean nothing, and nothing is wrapped.
+
+    Much of it was said by other parties, who must not steer this terminal: what cannot
+    be printed is shown as a question mark.
+    """
+    text = "".join(one if one.isprintable() or one == "\n" else "?" for one in line)
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -179,9 +179,8 @@ def _stop(
 def _watch(run: _RunArgument, *, home: HomeOption = Path()) -> None:
     """Follow a run until it is over; ends with 1 if it failed."""
     with exit_codes(), account_of(home).control() as control:
-        for piece in follow(control, run):
-            sys.stdout.write(piece.decode(errors="replace"))
-            sys.stdout.flush()
+        for line in follow(control, run):
+            say(Console(), line)
         info = control.ask(ShowRun(run=run), RunInfo)
         say(Console(), f"run {run}: {info.state}  {info.error}".rstrip())
         say(Console(), f"blake3 {info.blake3}")

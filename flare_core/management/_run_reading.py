@@ -38,15 +38,17 @@ def whole(control: Control, run: str, file: RunFile) -> bytes:
         return b""
 
 
-def follow(control: Control, run: str) -> _Pieces:
-    """Yield what is said of a run, from its beginning until it is over."""
-    offset, growing = 0, True
+def follow(control: Control, run: str) -> Iterator[str]:
+    """Yield the lines that are said of a run, from its beginning until it is over."""
+    rest, offset, growing = b"", 0, True
     while growing:
         request = ReadRun(run=run, file="progress.log", offset=offset, wait=True)
         piece = control.ask(request, Piece, wait_s=_WAIT_S)
         offset += len(piece.content)
         growing = piece.growing or offset < piece.size
-        yield piece.content
+        *whole_lines, rest = (rest + piece.content).split(b"\n")
+        for line in whole_lines:
+            yield line.decode(errors="replace")
 
 
 def download(control: Control, run: str, folder: Path) -> list[Path]:

@@ -104,6 +104,8 @@ def test_a_name_is_for_ever(deployed: Deployment) -> None:
 
     with pytest.raises(flare.RequestDeniedError, match="a name is for ever"):
         deployed.create("one", plan(rounds=7))
+    with pytest.raises(flare.RequestDeniedError, match="is called 'one' already"):
+        deployed.create("ONE", plan())
 
 
 def test_a_plan_that_cannot_be_played_makes_no_run(deployed: Deployment) -> None:
@@ -130,6 +132,21 @@ def test_a_run_that_waited_waits_again_after_a_restart(
 
     assert final["w"].tolist() == [1]
     assert deployed.ended("one").state == "finished"
+
+
+def test_what_a_crash_left_is_not_in_the_way_of_a_restart(
+    deployed: Deployment, pool: ThreadPoolExecutor
+) -> None:
+    deployed.member("a")
+    deployed.create("one", plan(sites=1))
+    spool = deployed.folder.runs / "one" / "spool"
+
+    deployed.restart(meanwhile=lambda: (spool / "one").mkdir(parents=True))
+    site = pool.submit(play, deployed.site("a", "one"), model(0), add(1))
+
+    assert site.result(WAIT_S)["w"].tolist() == [1]
+    deployed.restart()  # which ends with what is left of the run
+    assert not spool.exists()
 
 
 @pytest.mark.usefixtures("beside")

@@ -22,6 +22,7 @@ import tomli_w
 from flare_core._errors import ConfigurationError
 from flare_core.communication import KeyPair
 from flare_core.management._deployment._settings import ServerSettings, read_settings
+from flare_core.management._deployment._store import Store
 
 _LONGEST_SOCKET = 100
 """Characters of a socket's path; the kernel takes 107."""
@@ -95,6 +96,7 @@ class ServerFolder:
             for name in ("server", "admin"):
                 write_secret(self.path / f"{name}.key", KeyPair.new().secret)
             tree = {"listen": settings.listen, "address": settings.address}
+            Store(self.store).close()
             self.settings_file.write_text(tomli_w.dumps(tree))
         except OSError as exc:
             msg = f"cannot make the server folder {self.path}: {exc}"

@@ -1,7 +1,7 @@
 """The runs of a server: made, played, stopped, and read."""
 
-import io
 import os
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import final
 
 import msgspec
-from rich.console import Console
 
 from flare_core._errors import FlareError, RequestDeniedError
 from flare_core._plan import Plan
@@ -27,7 +26,7 @@ from flare_core.application import (
 from flare_core.communication import CHUNK_BYTES, Piece, RunFile, RunInfo, State
 from flare_core.management._deployment._store import Store
 from flare_core.management._deployment._trail import Trail
-from flare_core.management._line_display import LineDisplay
+from flare_core.management._line_display import lines
 from flare_core.management._run_folder import RunFolder
 
 _OPEN: tuple[State, ...] = ("waiting", "playing")
@@ -64,11 +63,13 @@ class Runs:
     def reopen(self) -> None:
         """Open again what waited when the server ended; give up what was played."""
         for info in self.all():
-            if info.state == "waiting":
-                self._open(info)
-            elif info.state == "playing":
-                error = "the server was stopped while it was played"
-                self._keep(info.name, state="failed", error=error)
+            if info.state == "playing":
+                self._give_up(info, "the server was stopped while it was played")
+            elif info.state == "waiting":
+                try:
+                    self._open(info)
+                except FlareError as exc:  # a strategy that was uninstalled, say
+                    self._give_up(info, str(exc))
 
     def create(self, name: str, plan: Plan, *, creator: str) -> None:
         """Open a run for sites to join.
@@ -76,13 +77,14 @@ class Runs:
         Raises:
             RequestDeniedError: If there was one of that name, or the plan is no good.
         """
-        known = self._infos.get(name)
+        # Its record is a folder, and not everywhere does case count in a folder's name.
+        known = next((one for one in self.all() if _same(one.name, name)), None)
         if known is not None:
-            if (known.plan, known.creator) == (plan, creator):
+            if (known.name, known.plan, known.creator) == (name, plan, creator):
                 return  # asked twice
             msg = (
-                f"a run is called {name!r} already, and a name is for ever; choose "
-                "another one with --name"
+                f"a run is called {known.name!r} already, and a name is for ever; "
+                "choose another one with --name"
             )
             raise RequestDeniedError(msg)
         info = RunInfo(
@@ -171,6 +173,7 @@ class Runs:
 
     def _open(self, info: RunInfo) -> None:
         folder = self._folder / info.name
+        shutil.rmtree(folder / "spool", ignore_errors=True)  # of a server that crashed
         record = RunFolder(folder)
         progress = _progress(folder / "progress.log", info.plan)
 
@@ -213,6 +216,10 @@ class Runs:
             case _:
                 pass
 
+    def _give_up(self, info: RunInfo, error: str) -> None:
+        shutil.rmtree(self._folder / info.name / "spool", ignore_errors=True)
+        self._keep(info.name, state="failed", error=error)
+
     def _keep(self, name: str, **changes: str | int) -> None:
         info = self._infos[name] = _with(self._infos[name], **changes)
         self._store.update_run(
@@ -222,19 +229,17 @@ class Runs:
 
 def _progress(path: Path, plan: Plan) -> Observer:
     """Return an observer that writes a line for all that one wants to watch."""
-    said = io.StringIO()
-    sites = [""] * plan.selection.sites
-    say = LineDisplay(Console(file=said, width=1000)).watch(sites, plan.rounds)
 
     def observe(event: Event) -> None:
-        say(event)
-        if said.tell():
-            with path.open("a", encoding="utf-8") as file:
-                file.write(said.getvalue())
-            said.seek(0)
-            said.truncate()
+        with path.open("a", encoding="utf-8") as file:
+            for line in lines(event, plan.selection.sites, plan.rounds):
+                file.write(" ".join(line.split()) + "\n")
 
     return observe
+
+
+def _same(one: str, other: str) -> bool:
+    return one.casefold() == other.casefold()
 
 
 def _with(info: RunInfo, **changes: object) -> RunInfo:

@@ -39,7 +39,7 @@ class Trail:
     def note(self, event: str, *, run: str = "", site: str = "", **facts: Fact) -> None:
         """Append a line, and say it."""
         self._log.note(event, run=run, site=site, **facts)
-        said = [f"{name} {fact}" for name, fact in facts.items() if fact]
+        said = [f"{name} {fact!r}" for name, fact in facts.items() if fact]
         who = [f"run {run}" if run else "", site, event]
         _log.info("%s", " ".join(filter(None, [*who, *said])))
 
