@@ -1,6 +1,8 @@
 """A real server for real sites, in a thread, with members that the tests play."""
 
+import os
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -34,6 +36,7 @@ from flare_core.management._account import Account, account_of
 from flare_core.management._deployment import ServerFolder, ServerSettings, Service
 from flare_core.management._enrolment import accept_invitation, read_invitation
 from flare_core.management._run_reading import follow
+from simulated import COMMAND
 from site_scripts import WAIT_S, Local, Stranger, Train, model, plan, play, wander
 
 AuditLine = Mapping[str, Any]
@@ -42,34 +45,23 @@ _MODEL = model(*range(1000))
 
 
 @final
-class Deployment:
-    """A server on loopback, and the folders of its members.
+class ServerThread:
+    """A server in a thread of the tests' own process."""
 
-    Args:
-        path: A folder with a short name: there are sockets in it.
-        settings: What else ``server.toml`` says.
-    """
+    pid = os.getpid()
 
-    def __init__(self, path: Path, **settings: object) -> None:
-        self.path = path
-        self.folder = ServerFolder(path / "srv")
-        self.folder.make(ServerSettings(listen="tcp://127.0.0.1:0"))
-        tree = {"listen": "tcp://127.0.0.1:0", **settings}
-        self.folder.settings_file.write_text(tomli_w.dumps(tree))
-        self._start()
-
-    def _start(self) -> None:
+    def __init__(self, folder: ServerFolder) -> None:
+        self._folder = folder
         opened: Future[Service] = Future()
         self._ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._serve, args=[opened], daemon=True)
         self._thread.start()
         self._service = opened.result(WAIT_S)
-        self.endpoint: str = self._service.endpoint
 
     def _serve(self, opened: Future[Service]) -> None:
         """Make the server where it serves: SQLite wants one thread."""
         try:
-            service = Service(self.folder)
+            service = Service(self._folder)
         except BaseException as exc:  # noqa: BLE001 - as below
             opened.set_exception(exc)
             return
@@ -81,23 +73,78 @@ class Deployment:
             self._ended.set_exception(exc)
 
     def close(self) -> None:
-        """End the server; raise what it raised, and what is wrong with its audit."""
+        """End it; raise what it raised."""
         self._service.stop("the test is over")
         self._ended.result(WAIT_S)
         self._thread.join(WAIT_S)
+
+
+@final
+class ServerProcess:
+    """A server as the command starts it."""
+
+    def __init__(self, folder: ServerFolder) -> None:
+        self._log = folder.path / "server.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [COMMAND, "server", "start", folder.path], stdout=log, stderr=log
+            )
+        self.pid = self._process.pid
+
+    def close(self) -> None:
+        """End it, unless it has ended; say what it said if it did not end well."""
+        self._process.terminate()
+        code = self._process.wait(WAIT_S)
+        assert code == 0, self._log.read_text()
+        assert "Traceback" not in self._log.read_text()
+
+
+@final
+class Deployment:
+    """A server on loopback, and the folders of its members.
+
+    Args:
+        path: A folder with a short name: there are sockets in it.
+        process: Whether the server has a process of its own.
+        settings: What else ``server.toml`` says.
+    """
+
+    def __init__(
+        self, path: Path, *, process: bool = False, **settings: object
+    ) -> None:
+        self.path = path
+        self.folder = ServerFolder(path / "srv")
+        self.folder.make(ServerSettings(listen="tcp://127.0.0.1:0"))
+        tree = {"listen": "tcp://127.0.0.1:0", **settings}
+        self.folder.settings_file.write_text(tomli_w.dumps(tree))
+
+        self._server = (ServerProcess if process else ServerThread)(self.folder)
+        with self.admin() as admin:
+            self.endpoint: str = admin.ask(Status(), ServerStatus).address
+
+    def close(self) -> None:
+        """End the server; raise what it raised, and what is wrong with its audit."""
+        self._server.close()
         assert verify_audit(self.folder.path).problems == ()
 
     def restart(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """End the server, do something, and start it again, at another port."""
-        self._service.stop("the server is started again")
-        self._ended.result(WAIT_S)
-        self._thread.join(WAIT_S)
+        self._server.close()
         meanwhile()
-        self._start()
+        self._server = type(self._server)(self.folder)
+        with self.admin() as admin:
+            self.endpoint = admin.ask(Status(), ServerStatus).address
         for path in self.path.glob("*/*.toml"):
             if path.parent != self.folder.path:
                 tree = msgspec.toml.decode(path.read_bytes(), type=dict)
                 path.write_text(tomli_w.dumps({**tree, "server": self.endpoint}))
+
+    @property
+    def rss_bytes(self) -> int:
+        """The memory that the server's process has."""
+        status = Path(f"/proc/{self._server.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
 
     def admin(self) -> Control:
         """Return a line to the desk, for whoever may read the server's folder."""
@@ -184,8 +231,11 @@ class Deployment:
 
     def audit(self) -> list[AuditLine]:
         """Return all that the server has written down."""
-        lines = audit_lines(self.folder.path)
-        return [msgspec.json.decode(line) for line in lines]
+        return self.audit_of(self.folder.path)
+
+    def audit_of(self, home: Path) -> list[AuditLine]:
+        """Return all that a member has written down."""
+        return [msgspec.json.decode(line) for line in audit_lines(home)]
 
     def audited(self, event: str, **facts: object) -> AuditLine:
         """Wait until the server has written something down, and return it.
@@ -209,11 +259,11 @@ def _has(line: AuditLine, facts: Mapping[str, object]) -> bool:
 
 
 @contextmanager
-def deployment(**settings: object) -> Iterator[Deployment]:
+def deployment(*, process: bool = False, **settings: object) -> Iterator[Deployment]:
     """Run a server until the block ends."""
     path = Path(tempfile.mkdtemp(prefix="fl", dir="/tmp"))
     try:
-        deployed = Deployment(path, **settings)
+        deployed = Deployment(path, process=process, **settings)
         try:
             yield deployed
         finally:

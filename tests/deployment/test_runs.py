@@ -156,7 +156,7 @@ def test_a_run_that_was_played_when_the_server_ended_has_failed(
     deployed.restart()
 
     info = deployed.info("beside")
-    assert (info.state, info.error) == ("failed", "the server is started again")
+    assert (info.state, info.error) == ("failed", "the test is over")
 
 
 def test_a_folder_has_one_server(deployed: Deployment) -> None:

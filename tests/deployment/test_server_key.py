@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import flare_core as flare
-from deployed import Beside, Deployment
+from deployed import Beside, Deployment, ServerThread
 from flare_core.communication import (
     AnnounceKey,
     ChangeKey,
@@ -31,7 +31,8 @@ def _change(deployed: Deployment) -> None:
 
 def _cut_off(deployed: Deployment, site: str) -> None:
     """Break the connections of a site, as bad weather does."""
-    host = deployed._service._host
+    assert isinstance(deployed._server, ServerThread)
+    host = deployed._server._service._host
     host.post(lambda: host._router.cut_off(site))
 
 

@@ -19,6 +19,7 @@ Why: TypeAlias = Literal[
     "too many connections",
     "too many messages",
     "message without an end",
+    "message in too many pieces",
 ]
 
 
@@ -36,8 +37,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         connections_per_key: Connections of one key at a time; one more is cut off.
         messages_per_s: Messages that a connection may send in the long run, and twice
             as many at once; one that sends more is cut off.
-        unread_bytes: Bytes of a message without an end, beyond which its connection is
-            cut off; where the kernel tells how many have come (Linux).
+        unread_bytes: Bytes that came over a connection and are no whole message yet,
+            or wait to be looked at; one with more is cut off, as nobody sends more than
+            eight chunks ahead.  Where the kernel tells how many have come (Linux).
     """
 
     message_bytes: Annotated[int, msgspec.Meta(ge=LARGEST_MESSAGE_BYTES)] = (
@@ -47,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     strangers: Annotated[int, msgspec.Meta(ge=1)] = 64
     connections_per_key: Annotated[int, msgspec.Meta(ge=1)] = 64
     messages_per_s: Annotated[float, msgspec.Meta(gt=0)] = 5000.0
-    unread_bytes: Annotated[int, msgspec.Meta(ge=48 * CHUNK_BYTES)] = 64 * CHUNK_BYTES
+    unread_bytes: Annotated[int, msgspec.Meta(ge=12 * CHUNK_BYTES)] = 16 * CHUNK_BYTES
 
 
 @final

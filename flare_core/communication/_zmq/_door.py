@@ -6,6 +6,7 @@ it tells the number of each one's socket, and a socket that is shut down is clea
 like any other that breaks.
 """
 
+import math
 import os
 import socket
 import struct
@@ -129,7 +130,11 @@ class Door:
         self._names.add(int(port) if colon and port.isdecimal() else name)
 
     def drained(self) -> None:
-        """Note that all that has come so far was received."""
+        """Note that all that has come was received, and what comes is awaited."""
+        self._drained = math.inf
+
+    def busy(self) -> None:
+        """Note that what comes from now on may lie for a while."""
         self._drained = time.monotonic()
 
     def meet(self, fd: int, user: str) -> Connection:
@@ -243,7 +248,7 @@ class Door:
         """Show out who said nothing in time, or does not come to an end."""
         with self._lock:
             connections = list(self._connections.values())
-        latest = self._drained - self._limits.handshake_s
+        latest = min(self._drained, time.monotonic()) - self._limits.handshake_s
         for one in connections:
             if one.is_stranger and one.since < latest:
                 self.show_out(one, "said nothing")

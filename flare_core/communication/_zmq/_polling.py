@@ -9,6 +9,8 @@ import zmq
 
 from flare_core.communication._safetensors import Frame
 
+_MOST_FRAMES = 1024
+"""In a chunk no two small frames follow each other, so there are 260 at most."""
 LINGER_MS = 2_000
 """How long closing waits for what is still to be sent."""
 
@@ -49,11 +51,25 @@ def poller_of(*pollable: "zmq.SyncSocket | Waker") -> zmq.Poller:
 
 
 def next_message(zmq_socket: zmq.SyncSocket) -> list[zmq.Frame] | None:
-    """Return the frames of the next message if there is one."""
+    """Return the frames of the next message if there is one.
+
+    Of a message of millions of frames, the first ones are kept; it `is_shredded`.
+    """
     try:
-        return zmq_socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        frame = zmq_socket.recv(zmq.NOBLOCK, copy=False)
     except zmq.Again:
         return None
+    frames = [frame]
+    while frame.more:  # whole messages arrive, so the rest is there
+        frame = zmq_socket.recv(zmq.NOBLOCK, copy=False)
+        if len(frames) <= _MOST_FRAMES:
+            frames.append(frame)
+    return frames
+
+
+def is_shredded(frames: list[zmq.Frame]) -> bool:
+    """Return whether a message has more frames than any that is meant well."""
+    return len(frames) > _MOST_FRAMES
 
 
 def buffers(frames: list[zmq.Frame]) -> list[Frame]:

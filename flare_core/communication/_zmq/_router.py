@@ -22,6 +22,7 @@ from flare_core.communication._zmq._polling import (
     Waker,
     buffers,
     close_when_forgotten,
+    is_shredded,
     milliseconds,
     next_message,
     poller_of,
@@ -121,6 +122,8 @@ class ZmqRouter:
             if self._door is not None:
                 self._door.drained()
             events = dict(self._poller.poll(milliseconds(timeout_s)))
+            if self._door is not None:
+                self._door.busy()
             if self._waker.fileno() in events:
                 self._waker.clear()
                 return None
@@ -200,7 +203,8 @@ class ZmqRouter:
     def _received(self, message: list[zmq.Frame]) -> Received | None:
         peer = message[0].bytes
         if self._door is None or self._access is None:
-            return Received(peer, "", buffers(message[1:]))
+            shredded = is_shredded(message)
+            return None if shredded else Received(peer, "", buffers(message[1:]))
         user = str(message[0].get("User-Id"))
         connection = self._peers.get(peer)
         if connection is None:
@@ -211,6 +215,9 @@ class ZmqRouter:
             return None
         if not self._access.knows(user):  # what was underway when it was cut off
             self._door.show_all_out(user)
+            return None
+        if is_shredded(message):
+            self._door.show_out(connection, "message in too many pieces")
             return None
         frames = buffers(message[1:])
         connection.delivered(frames)
