@@ -47,7 +47,7 @@ from flare_core._plan import (
     Selection,
     StrategySettings,
 )
-from flare_core._site import Policy, Site, site
+from flare_core._site import Binding, Policy, Resources, Site, site
 
 if _typing.TYPE_CHECKING:
     from flare_core.application import (
@@ -64,6 +64,7 @@ __all__ = [
     "DTYPES",
     "AccessDeniedError",
     "BaseModelError",
+    "Binding",
     "Client",
     "ClientRound",
     "ConfigurationError",
@@ -87,6 +88,7 @@ __all__ = [
     "Refusal",
     "RefusedError",
     "RequestDeniedError",
+    "Resources",
     "RunAbortedError",
     "Schedule",
     "ScheduleError",

@@ -4,13 +4,19 @@ import msgspec
 import pytest
 
 import flare_core as flare
-from flare_core import ConfigurationError, Policy, Site
+from flare_core import Binding, ConfigurationError, Policy, Resources, Site
 
 
 def _file(folder: Path, content: str) -> Path:
     path = folder / "site.toml"
     path.write_text(content)
     return path
+
+
+def _bound(key: str) -> str:
+    """Return a site file that binds a command, with one more key."""
+    command = "" if key.startswith("command") else 'command = ["train.py"]\n'
+    return f'name = "a"\n[runs.x]\n{command}{key}\n'
 
 
 def test_a_site_file_says_who_and_where(tmp_path: Path) -> None:
@@ -127,6 +133,22 @@ def test_a_folder_is_no_site_file(tmp_path: Path) -> None:
         ('name = "a"\n[policy]\nprivacy = "some"\n', r"\$\.policy\.privacy"),
         ('name = "a"\n[policy]\nplans = ["abc"]\n', r"\$\.policy\.plans"),
         ('name = "a"\n[policy]\nruns = "*"\n', r"\$\.policy\.runs"),
+        ('name = "a"\n[resources]\ngpu = ["0"]\n', "unknown field `gpu`"),
+        ('name = "a"\n[resources]\ngpus = ["0", "0"]\n', "gpus: .* each id once"),
+        ('name = "a"\n[resources]\ngpus = ["0,1"]\n', r"\$\.resources\.gpus"),
+        ('name = "a"\n[resources]\nconcurrent_runs = 0\n', "concurrent_runs"),
+        ('name = "a"\nruns = ["x"]\n', r"\$\.runs"),
+        ('name = "a"\n[runs."h-*"]\n', 'runs."h-\\*": .*`command`'),
+        ('name = "a"\n[runs.x]\ncommand = []\n', r'runs."x": .*\$\.command'),
+        ('name = "a"\n[runs.x]\ncommand = "sh"\n', r'runs."x": .*\$\.command'),
+        (_bound("command = [1]"), r'runs."x": .*\$\.command'),
+        (_bound("gpus = 1"), 'runs."x".gpus: expected at most 0'),
+        (_bound("gpus = -1"), r'runs."x": .*\$\.gpus'),
+        (_bound("restarts = -1"), r'runs."x": .*\$\.restarts'),
+        (_bound("environment = {A = 1}"), r'runs."x": .*\$\.environment'),
+        (_bound('environment = {"A=B" = "1"}'), r'runs."x": .*\$\.environment'),
+        (_bound('environment = {A = "\\u0000"}'), r'runs."x": .*\$\.environment'),
+        (_bound('comand = ["x"]'), 'runs."x": .*unknown field `comand`'),
         ("name = \n", "site.toml"),
     ],
 )
@@ -175,6 +197,37 @@ def test_a_site_file_says_what_the_site_allows(tmp_path: Path) -> None:
         most_bytes=1000,
         plans=("0" * 64,),
     )
+
+
+def test_a_site_file_says_what_is_started_for_a_run(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path,
+        'name = "a"\n[resources]\ngpus = ["0", "GPU-8f/1"]\nconcurrent_runs = 2\n'
+        '[runs."heart-*"]\ncommand = ["torchrun", "train.py", ""]\ngpus = 2\n'
+        'folder = "work"\nenvironment = {DATA = "/data/heart"}\nrestarts = 3\n'
+        '[runs.lung]\ncommand = ["lung.py"]\n',
+    )
+
+    site = flare.site(path)
+
+    assert site.resources == Resources(gpus=("0", "GPU-8f/1"), concurrent_runs=2)
+    assert site.runs == {
+        "heart-*": Binding(
+            command=("torchrun", "train.py", ""),
+            gpus=2,
+            folder="work",
+            environment={"DATA": "/data/heart"},
+            restarts=3,
+        ),
+        "lung": Binding(command=("lung.py",)),
+    }
+
+
+def test_a_site_declares_nothing_and_starts_nothing_by_itself(tmp_path: Path) -> None:
+    site = flare.site(_file(tmp_path, 'name = "a"\n'))
+
+    assert site.resources == Resources(gpus=(), concurrent_runs=1)
+    assert site.runs == {}
 
 
 def test_a_site_without_a_policy_allows_everything(tmp_path: Path) -> None:

@@ -159,9 +159,9 @@ class Agent:
     def _hold(self, hold: Hold) -> None:
         if not self._first(hold.run, hold.why):
             return
-        self._say(f"run {hold.run}: {hold.words}")
         if hold.why in ("policy", "not bound"):
             self._note(hold.why, hold.run, words=hold.words)
+        self._say(f"run {hold.run}: {hold.words}")
 
     def _start(self, start: Start) -> None:
         run, words = start.run, list(start.binding.command)

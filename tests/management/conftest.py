@@ -1,12 +1,16 @@
-"""Fixtures for the tests of simulations."""
+"""Fixtures for the tests of simulations and of deployments."""
 
 import itertools
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+from agents import AgentProcess, Deploy, Deployment, StartAgent
+from flare_core.management._deployment import ServerSettings
 from simulated import COMMAND, HEAD, TIMEOUT_S, Flare, WriteScript
 
 
@@ -40,3 +44,32 @@ def flare(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Flare:
         )
 
     return run
+
+
+@pytest.fixture
+def deploy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
+    """Start servers that are stopped when the test ends."""
+    with ExitStack() as running:
+
+        def start(
+            *, old_key_s: float = 86_400.0, patience_s: float = 60.0
+        ) -> Deployment:
+            settings = ServerSettings(
+                listen="tcp://127.0.0.1:0", old_key_s=old_key_s, patience_s=patience_s
+            )
+            deployment = Deployment(tmp_path_factory.mktemp("d"), settings)
+            running.callback(deployment.stop)
+            return deployment
+
+        yield start
+
+
+@pytest.fixture
+def agent() -> Iterator[StartAgent]:
+    """Start agents that are ended when the test ends."""
+    with ExitStack() as running:
+
+        def start(home: Path) -> AgentProcess:
+            return running.enter_context(closing(AgentProcess(home)))
+
+        yield start
