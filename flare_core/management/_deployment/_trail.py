@@ -1,5 +1,6 @@
 """What goes into the audit log of a server, in its words."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TypeAlias, final
@@ -19,7 +20,8 @@ from flare_core.communication import TurnedAway
 Fact: TypeAlias = str | float | Sequence[str]
 _QUIET_S = 60.0
 """The same refusal again is counted for so long before it is written down."""
-_MOST_KINDS = 1000
+_MOST_KINDS = 200
+"""So many refusals are told apart in that time; of more, only the kind."""
 
 
 @final
@@ -45,18 +47,28 @@ class Trail:
     def refused(self, what: str, *, user: str = "", **facts: str) -> None:
         """Write down that something was refused; of the same again, how often.
 
-        A stranger cannot fill the disk: what repeats is written once a minute.
+        A stranger cannot fill the disk: what repeats is written once a minute, and who
+        makes a new key, or claims another name, each time is repeating himself, too.
         """
-        kind = (what, user, *sorted(facts.values()))
         now = time.monotonic()
-        since, times = self._refusals.get(kind, (-_QUIET_S, 0))
+        kind = self._kind(now, (what, user, *sorted(facts.values())))
+        since, times = self._refusals.get(kind, (-math.inf, 0))
         if now - since < _QUIET_S:
             self._refusals[kind] = (since, times + 1)
             return
-        if len(self._refusals) >= _MOST_KINDS:
-            self._refusals.clear()
         self._refusals[kind] = (now, 0)
         self._log.note("refused", what=what, user=user, more_before=times, **facts)
+
+    def _kind(self, now: float, kind: tuple[str, ...]) -> tuple[str, ...]:
+        """Return what a refusal is counted as: itself, if there is room for it."""
+        if kind not in self._refusals and len(self._refusals) >= _MOST_KINDS:
+            self._refusals = {
+                known: (since, times)
+                for known, (since, times) in self._refusals.items()
+                if now - since < _QUIET_S
+            }
+        room = kind in self._refusals or len(self._refusals) < _MOST_KINDS
+        return kind if room else kind[:1]
 
     def turned_away(self, event: TurnedAway, about: str) -> None:
         """Write down that a connection was not let in, or was cut off.
