@@ -145,7 +145,7 @@ class Plan(_Settings, frozen=True):
 
     @property
     def fingerprint(self) -> str:
-        """The BLAKE3 of all settings, in hexadecimal: the same wherever it is read."""
+        """The BLAKE3 of all settings, in hexadecimal; the same wherever it is read."""
         # what Python made of it may have an integer where the wire has a float
         plan = plan_from(msgspec.to_builtins(self), source="plan")
         return blake3(msgspec.msgpack.encode(plan, order="sorted")).hexdigest()

@@ -45,7 +45,7 @@ class FLHandler:
         site: The site file; by default the one that ``FLARE_SITE`` names.  With
             ``FLARE_SITE=off`` the handler does nothing at all.
         evaluator: The engine that validates; its metrics are reported.  By default
-            that of a `ValidationHandler` of MONAI, if the engine has one.  The script
+            that of a ``ValidationHandler`` of MONAI, if the engine has one.  The script
             runs it as it likes.  Where rounds end by steps, within epochs, the
             handler runs it on each global model that the script does not validate.
         network: What is trained, where the engine has no ``network``: a module, or a

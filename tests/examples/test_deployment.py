@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, final
@@ -124,7 +124,7 @@ def drain(said: IO[str]) -> None:
 
 
 @contextmanager
-def terminal(folder: Path) -> Iterator[Terminal]:
+def terminal(folder: Path) -> Generator[Terminal]:
     """Yield a terminal; what was started in it has ended well, or the test has not."""
     opened = Terminal(folder)
     try:
