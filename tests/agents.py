@@ -102,10 +102,10 @@ class Deployment:
     def joined(self, run: str) -> None:
         """Wait until a site has joined a run."""
         with self.control() as control:
-            said = b""
+            said = ""
             for piece in follow(control, run):
                 said += piece
-                if b" joined" in said:
+                if " joined" in said:
                     return
 
     def outcome(self, run: str) -> RunInfo:
