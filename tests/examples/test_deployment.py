@@ -29,6 +29,8 @@ BLOCK = re.compile(
 )
 PLACES = ("0.0.0.0:8470", "flare.example.org:8470")
 """What the reader has to replace, and the test does."""
+OURS = {"FLARE_HOME", "PYTHONSAFEPATH"}
+"""No reader has these: the second hides what stands beside a script."""
 COMMAND_S = 120  # a framework is imported by three processes at once
 LISTENS = "server listens at"
 pytestmark = [
@@ -51,7 +53,8 @@ class Terminal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._environment = os.environ | {
+        mine = {name: os.environ[name] for name in os.environ if name not in OURS}
+        self._environment = mine | {
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",  # of a simulation's site and of a real one
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
