@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 
@@ -186,7 +186,6 @@ def test_a_message_without_an_end_is_cut_off_with_flat_memory(
             assert peer.is_cut_off()
 
         deployed.audited("refused", what="message without an end")
-        print("GREW", (deployed.rss_bytes - before) / _MB)
         assert deployed.rss_bytes - before < 128 * _MB
         assert beside.blake3() == undisturbed
 
@@ -199,4 +198,25 @@ def test_a_message_in_too_many_pieces_is_cut_off(
 
         assert peer.is_cut_off()
         deployed.audited("refused", what="message in too many pieces", user="a")
+        assert beside.blake3() == undisturbed
+
+
+def test_strangers_cannot_make_a_server_hold_more_than_a_fixed_amount(
+    pool: ThreadPoolExecutor, undisturbed: str
+) -> None:
+    strangers = 8
+    with (
+        _limited(pool, process=True, strangers=strangers) as (deployed, beside),
+        ExitStack() as stack,
+    ):
+        before = highest = deployed.rss_bytes
+        for _ in range(500):
+            raw = stack.enter_context(_connected(deployed))
+            with suppress(OSError):  # it is cut off while it speaks
+                raw.sendall(_announcing(_LARGEST))
+                raw.sendall(bytes(_LARGEST - 1))
+            highest = max(highest, deployed.rss_bytes)
+
+        assert highest - before < strangers * _LARGEST + 32 * _MB
+        deployed.audited("refused", what="too many strangers")
         assert beside.blake3() == undisturbed
