@@ -5,11 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import msgspec
-import numpy as np
 import pytest
 import tomli_w
-from blake3 import blake3
 
 import flare_core as flare
 from flare_core.application import (
@@ -17,8 +14,6 @@ from flare_core.application import (
     SiteJoined,
     SiteLeft,
     SiteRefused,
-    audit_lines,
-    verify_audit,
 )
 from flare_core.communication import Join, Refused
 from site_scripts import WAIT_S, Stranger, Watch, add, hello, model, plan, play
@@ -29,19 +24,14 @@ SitePolicy = Callable[..., Path]
 
 @pytest.fixture
 def bounded(site_file: SiteFile) -> SitePolicy:
-    """Write a site file with a policy, and perhaps a server's key."""
+    """Write a site file with a policy."""
 
-    def write(name: str, endpoint: str, server_key: str = "", **policy: object) -> Path:
+    def write(name: str, endpoint: str, **policy: object) -> Path:
         path = site_file(name, endpoint)
-        table = {"server_key": server_key, "policy": policy}
-        path.write_text(path.read_text() + tomli_w.dumps(table))
+        path.write_text(path.read_text() + tomli_w.dumps({"policy": policy}))
         return path
 
     return write
-
-
-def _events(folder: Path) -> list[dict[str, object]]:
-    return [msgspec.json.decode(raw) for raw in audit_lines(folder)]
 
 
 @pytest.mark.parametrize(
@@ -127,91 +117,6 @@ def test_a_policy_that_allows_all_of_it_changes_nothing(
     b = pool.submit(play, bounded("b", server.endpoint), model(9), add(1))
 
     assert a.result(WAIT_S)["w"].tolist() == b.result(WAIT_S)["w"].tolist() == [3]
-
-
-KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
-
-
-def test_a_deployed_site_notes_what_it_did_and_signs_each_update(
-    run_server: RunServer, bounded: SitePolicy, tmp_path: Path
-) -> None:
-    played = plan(rounds=2, sites=1)
-    server = run_server(played)
-
-    play(bounded("a", server.endpoint, server_key=KEY), model(1), add(1))
-
-    events = _events(tmp_path)
-    assert [event["event"] for event in events] == [
-        "joined",
-        *["update", "signed"] * 3,
-        "ended",
-    ]
-    assert events[0]["plan"] == played.fingerprint
-    updates = [event for event in events if event["event"] == "update"]
-    assert [(one["round"], one["bytes"]) for one in updates] == [
-        (-1, 4),
-        (0, 4),
-        (1, 4),
-    ]
-    assert {event["run"] for event in events} == {server.server.name, ""}
-    assert (events[-1]["reason"], events[-1]["failed"]) == ("", False)
-    verdict = verify_audit(tmp_path)
-    assert (verdict.problems, verdict.signatures) == ((), 3)
-
-
-def test_the_audit_of_an_update_is_bound_to_the_manifest(
-    run_server: RunServer, bounded: SitePolicy, tmp_path: Path
-) -> None:
-    server = run_server(plan(sites=1))
-
-    play(bounded("a", server.endpoint, server_key=KEY), model(1), add(1))
-
-    lines = (tmp_path / "manifest-a.jsonl").read_bytes().splitlines(keepends=True)
-    updates = [one for one in _events(tmp_path) if one["event"] == "update"]
-    hashes = [one["manifest"] for one in updates]
-    assert hashes == [blake3(line).hexdigest() for line in lines]
-
-
-def test_a_deployed_site_notes_what_its_policy_refused(
-    run_server: RunServer, bounded: SitePolicy, tmp_path: Path
-) -> None:
-    server = run_server(plan(sites=1))
-    file = bounded("a", server.endpoint, server_key=KEY, runs=["tumour-*"])
-
-    with pytest.raises(flare.PolicyError) as caught:
-        play(file, model(1), add(1))
-
-    refused, ended = _events(tmp_path)
-    assert (refused["event"], refused["rule"]) == ("policy", "policy.runs")
-    assert refused["words"] == str(caught.value)
-    assert (ended["event"], ended["failed"]) == ("ended", True)
-
-
-def test_a_deployed_site_notes_what_the_server_refused(
-    run_server: RunServer, bounded: SitePolicy, tmp_path: Path
-) -> None:
-    server = run_server(plan(sites=1))
-    file = bounded("a", server.endpoint, server_key=KEY)
-
-    with pytest.raises(flare.UpdateError):
-        play(file, model(1), add(np.nan))
-
-    last = _events(tmp_path)[-1]
-    assert (last["event"], last["failed"]) == ("ended", True)
-    assert "tensor 'w'" in str(last["reason"])
-
-
-def test_nothing_leaves_that_cannot_be_audited(
-    run_server: RunServer, bounded: SitePolicy, tmp_path: Path
-) -> None:
-    server = run_server(plan(sites=1))
-    (tmp_path / "audit.jsonl").mkdir()
-
-    with pytest.raises(flare.ConfigurationError, match="cannot be audited is not done"):
-        play(bounded("a", server.endpoint, server_key=KEY), model(1), add(1))
-
-    assert not [e for e in server.events if isinstance(e, SiteJoined)]
-    assert "is not done" in server.result().error
 
 
 def test_a_simulated_site_keeps_no_audit_log(
