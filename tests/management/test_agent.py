@@ -211,6 +211,23 @@ def test_a_site_file_that_broke_starts_nothing_until_it_is_mended(
     assert deployment.outcome("heart-1").state == "finished"
 
 
+def test_what_cannot_be_audited_is_not_started(
+    deploy: Deploy, agent: StartAgent
+) -> None:
+    deployment = deploy()
+    home = _site(deployment, "a", TRAINS)
+    in_the_way = home / "audit.jsonl"
+    in_the_way.mkdir()
+    serving = agent(home)
+
+    deployment.create("heart-1")
+
+    assert str(in_the_way) in serving.until("heart-1: is not started")
+    in_the_way.rmdir()
+    assert serving.until("heart-1: started")
+    assert deployment.outcome("heart-1").state == "finished"
+
+
 def test_a_run_that_is_stopped_awaits_nobody(deploy: Deploy, agent: StartAgent) -> None:
     deployment = deploy()
     serving = agent(_site(deployment, "a", TRAINS, ""))

@@ -150,7 +150,7 @@ class Runs:
         return [
             name
             for name, stage in stages
-            if stage is not None and not stage.run.over and stage.run.lobby.awaits(site)
+            if stage is not None and stage.run.lobby.awaits(site)
         ]
 
     def read(self, name: str, file: RunFile, offset: int) -> Piece:
