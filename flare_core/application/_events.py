@@ -174,7 +174,7 @@ class UpdateIgnored:
 
     Attributes:
         site: Its name.
-        round_number: The round that the update answers; `INITIAL` for weights that a
+        round_number: The round that the update answers; ``INITIAL`` for weights that a
             run could start from.
     """
 
