@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +31,7 @@ from flare_core.communication import (
     ServerStatus,
     ShowRun,
     Status,
+    StopRun,
 )
 from flare_core.management._account import Account, account_of
 from flare_core.management._deployment import ServerFolder, ServerSettings, Service
@@ -121,23 +122,21 @@ class Deployment:
         self._server = (ServerProcess if process else ServerThread)(self.folder)
         with self.admin() as admin:
             self.endpoint: str = admin.ask(Status(), ServerStatus).address
+        tree["listen"] = self.endpoint  # the same one when it is started again
+        self.folder.settings_file.write_text(tomli_w.dumps(tree))
 
     def close(self) -> None:
         """End the server; raise what it raised, and what is wrong with its audit."""
         self._server.close()
         assert verify_audit(self.folder.path).problems == ()
 
-    def restart(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """End the server, do something, and start it again, at another port."""
+    def stop(self) -> None:
+        """End the server, for `start` to start it again; raise what it raised."""
         self._server.close()
-        meanwhile()
+
+    def start(self) -> None:
+        """Start the server again, where it was before."""
         self._server = type(self._server)(self.folder)
-        with self.admin() as admin:
-            self.endpoint = admin.ask(Status(), ServerStatus).address
-        for path in self.path.glob("*/*.toml"):
-            if path.parent != self.folder.path:
-                tree = msgspec.toml.decode(path.read_bytes(), type=dict)
-                path.write_text(tomli_w.dumps({**tree, "server": self.endpoint}))
 
     @property
     def rss_bytes(self) -> int:
@@ -165,10 +164,18 @@ class Deployment:
         path.write_text(tomli_w.dumps(msgspec.to_builtins(found)))
         return path
 
-    def member(self, name: str, *, role: Role = "site") -> Path:
-        """Return the folder of a new member."""
+    def member(self, name: str, site_file: str = "", *, role: Role = "site") -> Path:
+        """Return the folder of a new member.
+
+        Args:
+            name: His name.
+            site_file: What his site file says beside who he is.
+            role: His role.
+        """
         home = self.path / name
-        accept_invitation(self.invitation(name, role=role), home)
+        file, _ = accept_invitation(self.invitation(name, role=role), home)
+        with file.open("a") as opened:
+            opened.write(site_file)
         return home
 
     def site(self, name: str, run: str, /, **settings: object) -> Path:
@@ -205,6 +212,11 @@ class Deployment:
         """Open a run."""
         with self.admin() as admin:
             admin.ask(CreateRun(name=name, plan=plan), Done)
+
+    def end(self, run: str) -> None:
+        """Stop a run."""
+        with self.admin() as admin:
+            admin.ask(StopRun(run=run, reason="enough"), Done)
 
     def info(self, run: str) -> RunInfo:
         """Return how a run stands."""

@@ -7,14 +7,9 @@ import pytest
 
 import flare_core as flare
 from deployed import Beside, Deployment
-from flare_core.communication import CreateRun, Done, ListRuns, RunInfo, StopRun
+from flare_core.communication import CreateRun, Done, ListRuns, RunInfo
 from flare_core.management._deployment import Service
 from site_scripts import WAIT_S, add, model, plan, play
-
-
-def _stop(deployed: Deployment, run: str) -> None:
-    with deployed.admin() as admin:
-        admin.ask(StopRun(run=run, reason="enough"), Done)
 
 
 def test_one_site_plays_two_runs_at_once(
@@ -51,7 +46,7 @@ def test_a_run_that_ends_leaves_the_others_alone(
     joining = pool.submit(play, deployed.site("a", "other"), model(0), add(1))
     deployed.audited("joined", run="other")
 
-    _stop(deployed, "other")
+    deployed.end("other")
 
     with pytest.raises(flare.RunAbortedError, match="stopped by admin: enough"):
         joining.result(WAIT_S)
@@ -100,7 +95,7 @@ def test_a_site_that_no_run_awaits_is_told_so(
 def test_a_name_is_for_ever(deployed: Deployment) -> None:
     deployed.create("one", plan())
     deployed.create("one", plan())  # asked twice, as after a break
-    _stop(deployed, "one")
+    deployed.end("one")
 
     with pytest.raises(flare.RequestDeniedError, match="a name is for ever"):
         deployed.create("one", plan(rounds=7))
@@ -125,7 +120,8 @@ def test_a_run_that_waited_waits_again_after_a_restart(
     deployed.member("a")
     deployed.create("one", plan(sites=1))
 
-    deployed.restart()
+    deployed.stop()
+    deployed.start()
     final = pool.submit(play, deployed.site("a", "one"), model(0), add(1)).result(
         WAIT_S
     )
@@ -141,19 +137,23 @@ def test_what_a_crash_left_is_not_in_the_way_of_a_restart(
     deployed.create("one", plan(sites=1))
     spool = deployed.folder.runs / "one" / "spool"
 
-    deployed.restart(meanwhile=lambda: (spool / "one").mkdir(parents=True))
+    deployed.stop()
+    (spool / "one").mkdir(parents=True)
+    deployed.start()
     site = pool.submit(play, deployed.site("a", "one"), model(0), add(1))
 
     assert site.result(WAIT_S)["w"].tolist() == [1]
-    deployed.restart()  # which ends with what is left of the run
+    deployed.stop()  # which ends with what is left of the run
     assert not spool.exists()
+    deployed.start()
 
 
 @pytest.mark.usefixtures("beside")
 def test_a_run_that_was_played_when_the_server_ended_has_failed(
     deployed: Deployment,
 ) -> None:
-    deployed.restart()
+    deployed.stop()
+    deployed.start()
 
     info = deployed.info("beside")
     assert (info.state, info.error) == ("failed", "the test is over")

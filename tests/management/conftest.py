@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agents import AgentProcess, Deploy, Deployment, StartAgent
-from flare_core.management._deployment import ServerSettings
+from agents import AgentProcess, Deploy, StartAgent
+from deployed import Deployment, deployment
 from simulated import COMMAND, HEAD, TIMEOUT_S, Flare, WriteScript
 
 
@@ -47,19 +47,12 @@ def flare(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Flare:
 
 
 @pytest.fixture
-def deploy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
+def deploy() -> Iterator[Deploy]:
     """Start servers that are stopped when the test ends."""
     with ExitStack() as running:
 
-        def start(
-            *, old_key_s: float = 86_400.0, patience_s: float = 60.0
-        ) -> Deployment:
-            settings = ServerSettings(
-                listen="tcp://127.0.0.1:0", old_key_s=old_key_s, patience_s=patience_s
-            )
-            deployment = Deployment(tmp_path_factory.mktemp("d"), settings)
-            running.callback(deployment.stop)
-            return deployment
+        def start(**settings: float) -> Deployment:
+            return running.enter_context(deployment(process=False, **settings))
 
         yield start
 

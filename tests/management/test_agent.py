@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from agents import Deploy, Deployment, Gate, StartAgent
+from agents import Deploy, Gate, StartAgent
+from deployed import Deployment
 from flare_core.application import audit_lines, verify_audit
 from simulated import HEAD, LEARNS, Flare, left_alive
+from site_scripts import plan
 
 TRAINS = HEAD + LEARNS
 WAITS = """\
@@ -24,7 +26,7 @@ ONE = '[runs."heart-*"]\ncommand = ["train.py"]\n'
 
 
 def _site(deployment: Deployment, name: str, script: str, site_file: str = ONE) -> Path:
-    home = deployment.enrol(name, site_file)
+    home = deployment.member(name, site_file)
     (home / "train.py").write_text(script)
     return home
 
@@ -40,9 +42,9 @@ def test_two_sites_play_a_run_by_themselves(deploy: Deploy, agent: StartAgent) -
     homes = [_site(deployment, name, TRAINS) for name in ("a", "b")]
     agents = [agent(home) for home in homes]
 
-    deployment.create("heart-1", sites=2, rounds=2)
+    deployment.create("heart-1", plan(sites=2, rounds=2))
 
-    assert deployment.outcome("heart-1").state == "finished"
+    assert deployment.ended("heart-1").state == "finished"
     for home, one in zip(homes, agents, strict=True):
         started = one.until("heart-1: started")
         assert one.until("heart-1: ended with code 0")
@@ -63,7 +65,7 @@ def test_a_run_that_nothing_is_bound_to_starts_nothing_until_something_is(
     home = _site(deployment, "a", TRAINS, "")
     serving = agent(home)
 
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
 
     said = serving.until("heart-1")
     assert "binds no command to it" in said
@@ -73,7 +75,7 @@ def test_a_run_that_nothing_is_bound_to_starts_nothing_until_something_is(
     with (home / "site.toml").open("a") as site_file:
         site_file.write(ONE)
     assert serving.until("heart-1: started")
-    assert deployment.outcome("heart-1").state == "finished"
+    assert deployment.ended("heart-1").state == "finished"
 
 
 def test_a_run_that_the_policy_does_not_allow_is_not_started(
@@ -84,7 +86,7 @@ def test_a_run_that_the_policy_does_not_allow_is_not_started(
     home = _site(deployment, "a", TRAINS, policy + ONE)
     serving = agent(home)
 
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
 
     assert "policy.runs" in serving.until("heart-1: is not started")
     assert '"run":"heart-1"' in _noted(home, "policy")[0]
@@ -99,8 +101,8 @@ def test_one_run_at_a_time_if_the_site_says_so(
     deployment = deploy()
     home = _site(deployment, "a", WAITS)
     first, second = (Gate(home / f"heart-{number}.gate") for number in (1, 2))
-    deployment.create("heart-1")
-    deployment.create("heart-2")
+    deployment.create("heart-1", plan(sites=1))
+    deployment.create("heart-2", plan(sites=1))
     serving = agent(home)
 
     assert serving.until("heart-1: started")
@@ -124,7 +126,7 @@ def test_each_command_sees_the_gpus_that_it_was_given(
     home = _site(deployment, "a", WAITS, site_file)
     gates = {run: Gate(home / f"{run}.gate") for run in ("one-1", "none", "one-2")}
     for run in gates:
-        deployment.create(run)
+        deployment.create(run, plan(sites=1))
     serving = agent(home)
 
     for _ in gates:
@@ -144,7 +146,7 @@ def test_gpus_that_were_not_declared_are_not_hidden(
     more = ONE + 'environment = {CUDA_VISIBLE_DEVICES = "7"}\n'
     home = _site(deployment, "a", WAITS, more)
     gate = Gate(home / "heart-1.gate")
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
     serving = agent(home)
 
     gate.open()
@@ -161,7 +163,7 @@ def test_a_command_that_failed_is_started_again_as_often_as_it_may(
     home = _site(deployment, "a", FAILS, f"{ONE}restarts = {restarts}\n")
     serving = agent(home)
 
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
 
     given_up = serving.until("is not started again")
     assert "its command ended with code 3" in given_up
@@ -180,14 +182,14 @@ def test_a_command_that_cannot_be_started_is_named_and_tried_again_once_changed(
     )
     serving = agent(home)
 
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
 
     said = serving.until("cannot start no-such-program")
     assert 'runs."heart-1"' in said
     site_file = home / "site.toml"
     site_file.write_text(site_file.read_text().replace("no-such-program", "train.py"))
     assert serving.until("heart-1: started")
-    assert deployment.outcome("heart-1").state == "finished"
+    assert deployment.ended("heart-1").state == "finished"
 
 
 def test_a_site_file_that_broke_starts_nothing_until_it_is_mended(
@@ -201,14 +203,14 @@ def test_a_site_file_that_broke_starts_nothing_until_it_is_mended(
     whole = site_file.read_text()
     site_file.write_text(whole + "comand = []\n")
 
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
 
     said = serving.until("nothing is started")
     assert 'runs."heart-*": Object contains unknown field `comand`' in said
     assert str(site_file) in said
     site_file.write_text(whole)
     assert serving.until("heart-1: started")
-    assert deployment.outcome("heart-1").state == "finished"
+    assert deployment.ended("heart-1").state == "finished"
 
 
 def test_what_cannot_be_audited_is_not_started(
@@ -220,21 +222,21 @@ def test_what_cannot_be_audited_is_not_started(
     in_the_way.mkdir()
     serving = agent(home)
 
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
 
     assert str(in_the_way) in serving.until("heart-1: is not started")
     in_the_way.rmdir()
     assert serving.until("heart-1: started")
-    assert deployment.outcome("heart-1").state == "finished"
+    assert deployment.ended("heart-1").state == "finished"
 
 
 def test_a_run_that_is_stopped_awaits_nobody(deploy: Deploy, agent: StartAgent) -> None:
     deployment = deploy()
     serving = agent(_site(deployment, "a", TRAINS, ""))
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
     serving.until("binds no command")
 
-    deployment.halt("heart-1")
+    deployment.end("heart-1")
 
     assert serving.until("heart-1: awaits this site no more")
 
@@ -242,9 +244,9 @@ def test_a_run_that_is_stopped_awaits_nobody(deploy: Deploy, agent: StartAgent) 
 def test_the_name_of_a_run_can_be_no_path(deploy: Deploy, agent: StartAgent) -> None:
     deployment = deploy()
     home = _site(deployment, "a", TRAINS, '[runs."*"]\ncommand = ["train.py"]\n')
-    deployment.create("heart-1", sites=2)
+    deployment.create("heart-1", plan(sites=2))
     deployment.stop()
-    with closing(sqlite3.connect(deployment.server.store)) as store, store:
+    with closing(sqlite3.connect(deployment.folder.store)) as store, store:
         store.execute("UPDATE runs SET name = '../../evil'")
     deployment.start()
 
@@ -257,7 +259,7 @@ def test_the_name_of_a_run_can_be_no_path(deploy: Deploy, agent: StartAgent) -> 
 
 
 def test_what_is_no_site_has_no_agent(deploy: Deploy, agent: StartAgent) -> None:
-    home = deploy().enrol("rita", role="researcher")
+    home = deploy().member("rita", role="researcher")
 
     code, said = agent(home).ends()
 
@@ -325,7 +327,7 @@ def test_what_a_command_leaves_behind_is_ended_with_it(
     home = _site(deployment, "a", leaves)
     serving = agent(home)
 
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
 
     serving.until("heart-1: ended with code 0")
     assert left_alive(home) == []

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from agents import Deploy, Deployment, StartAgent
+from agents import Deploy, StartAgent
+from deployed import Deployment
 from flare_core.management._enrolment import rotate_key
 from simulated import HEAD, NOTES_PIDS, left_alive
+from site_scripts import plan
 
 BINDING = '[runs."*"]\ncommand = ["train.py"]\n'
 TRAINS_FOR_EVER = (
@@ -25,14 +27,14 @@ STUBBORN = TRAINS_FOR_EVER.replace(
 
 
 def _site(deployment: Deployment, script: str = TRAINS_FOR_EVER) -> Path:
-    home = deployment.enrol("a", BINDING)
+    home = deployment.member("a", BINDING)
     (home / "train.py").write_text(script)
     return home
 
 
 def _joined(deployment: Deployment, run: str) -> None:
-    deployment.create(run)
-    deployment.joined(run)
+    deployment.create(run, plan(sites=1))
+    deployment.said(run, " joined")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_a_lost_server_is_waited_for_and_said_once(
     deployment.start()
     serving.until("is connected")
 
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
 
     assert serving.until("heart-1: started")
     lost = [line for line in serving.lines if "no server answers" in line]
@@ -112,5 +114,5 @@ def test_an_agent_goes_on_with_a_key_that_was_changed(
     deployment.start()
 
     serving.until("is connected")
-    deployment.create("heart-1")
+    deployment.create("heart-1", plan(sites=1))
     assert serving.until("heart-1: started")

@@ -10,6 +10,7 @@ from agents import Deploy
 from flare_core.communication import AwaitRuns
 from flare_core.management._account import account_of
 from simulated import HEAD, LEARNS, TIMEOUT_S
+from site_scripts import plan
 
 QUIET_S = 10 * TIMEOUT_S
 """A server so patient says that there is nothing new long after the test is over."""
@@ -29,12 +30,12 @@ def test_a_run_awaits_a_site_until_it_has_joined_and_again_once_it_has_left(
     deploy: Deploy,
 ) -> None:
     deployment = deploy(patience_s=QUIET_S)
-    home = deployment.enrol("a")
+    home = deployment.member("a")
 
     with account_of(home).control() as control:
         assert control.ask(AwaitRuns(), list[str]) == []
         control.send(AwaitRuns(known=[]))
-        deployment.create("heart-1", sites=2)
+        deployment.create("heart-1", plan(sites=2))
         assert control.receive(list[str], timeout_s=TIMEOUT_S) == ["heart-1"]
 
         control.send(AwaitRuns(known=["heart-1"]))
@@ -47,14 +48,14 @@ def test_a_run_awaits_a_site_until_it_has_joined_and_again_once_it_has_left(
         assert control.receive(list[str], timeout_s=TIMEOUT_S) == ["heart-1"]
 
         control.send(AwaitRuns(known=["heart-1"]))
-        deployment.halt("heart-1")
+        deployment.end("heart-1")
         assert control.receive(list[str], timeout_s=TIMEOUT_S) == []
 
 
 def test_a_run_that_has_begun_awaits_nobody(deploy: Deploy) -> None:
     deployment = deploy(patience_s=QUIET_S)
-    home, other = deployment.enrol("a"), deployment.enrol("b")
-    deployment.create("heart-1")
+    home, other = deployment.member("a"), deployment.member("b")
+    deployment.create("heart-1", plan(sites=1))
 
     with account_of(other).control() as control:
         assert control.ask(AwaitRuns(), list[str]) == ["heart-1"]
