@@ -3,11 +3,10 @@
 import logging
 import time
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, final
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 from flare_core._errors import ConfigurationError
@@ -23,6 +22,22 @@ from flare_core.management._deployment import (
 from flare_core.management._messages import exit_codes, say
 from flare_core.management._signals import interrupts
 from flare_core.management._wording import counted
+
+_FORMAT = "%(asctime)s %(message)s"
+
+
+@final
+class _Says(logging.Handler):
+    """Prints what is logged, such that what a peer has said cannot steer a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        say(self._console, self.format(record))
+
 
 server_app = typer.Typer(
     no_args_is_help=True, help="Make a server for real sites, and start it."
@@ -67,8 +82,7 @@ def _init(
 def _start(folder: FolderOption) -> None:
     """Serve in the foreground, until Ctrl-C or SIGTERM."""
     console = Console()
-    handler = RichHandler(console=console, show_path=False, markup=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.INFO, format=_FORMAT, handlers=[_Says(console)])
     with exit_codes():
         service = Service(ServerFolder(folder))
         with interrupts(lambda: service.stop("the server was stopped")):
