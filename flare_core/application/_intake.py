@@ -129,7 +129,7 @@ class Intake:
     def forget(self, site: str) -> None:
         """Wait for a site no more."""
         self._awaited.discard(site)
-        self._mailbox.forget(site)
+        self._mailbox.disown(site)
 
     def close(self) -> None:
         """Drop what is underway."""

@@ -57,8 +57,13 @@ class Opening:
         return self._initial
 
     def arrived(self, initial: Initial) -> None:
-        """Take the weights that were asked for; others are ignored."""
-        if initial.parcel.site == self._asked:
+        """Take the weights that were asked for; others are ignored.
+
+        So are those that a site handed in before it left, or was not the first one by
+        name any more: their file is that of whoever is asked next.
+        """
+        parcel = initial.parcel
+        if parcel.site == self._asked and self._intake.has(parcel.site, parcel.offer):
             self._initial = initial
 
     def repeat(self, site: str) -> None:

@@ -150,6 +150,11 @@ class Mailbox:
             self._admitted.remove(site)
             self._used_bytes -= upload.need
 
+    def disown(self, site: str) -> None:
+        """Drop what is underway from a site, and forget what has arrived."""
+        self.forget(site)
+        self._committed.pop(site, None)
+
     def close(self) -> None:
         """Drop all that is underway."""
         for site in list(self._uploads):

@@ -13,6 +13,7 @@ import msgspec
 
 from flare_core._errors import ProtocolError
 from flare_core.communication._messages import (
+    INITIAL,
     Aborted,
     Bye,
     Checked,
@@ -22,6 +23,7 @@ from flare_core.communication._messages import (
     Hello,
     Offer,
     Pong,
+    Propose,
     Refused,
     Renew,
     Start,
@@ -117,10 +119,22 @@ class Session:
         if self._incoming is not None:
             self._incoming.interrupted()
             self._want(self._incoming)
-        elif self._request is not None and not isinstance(self._request, Hello):
-            self._say(self._request)
-            if isinstance(self._request, Offer) and not self._request.spooled:
-                self._commit(self._request)  # that may be what was lost
+        else:
+            self._say_again()
+
+    def _say_again(self) -> None:
+        """Repeat what is open; after an offer the commit may be what was lost."""
+        if self._request is None or isinstance(self._request, Hello):
+            return
+        self._say(self._request)
+        if isinstance(self._request, Offer) and not self._request.spooled:
+            self._commit(self._request)
+
+    @property
+    def _opens(self) -> bool:
+        """Whether what is open is the offer of weights that a run starts from."""
+        offer = self._request
+        return isinstance(offer, Offer) and offer.round_number == INITIAL
 
     def receive(self, frames: Sequence[Frame]) -> tuple[Arrived] | None:
         """Take a message; return the answer to what is open, if it is that.
@@ -134,8 +148,12 @@ class Session:
                 return self._received(message)
             case Want():
                 self._send_chunks(message)
-            case Committed():
+            case Committed() if not self._opens:
                 self._outgoing = Outgoing([])
+            case Committed():
+                pass  # it may have to be sent again: see below
+            case Propose() if self._opens:  # another one was asked since, and has left
+                self._say_again()
             case Welcome():
                 self._run = message.run
                 self.ping_s = message.ping_s
