@@ -210,6 +210,7 @@ def test_a_site_that_understood_another_plan_is_refused_and_may_come_again(
     ],
 )
 def test_what_a_sites_own_policy_forbids_is_refused_there_and_noted_at_both_ends(
+    *,
     policy: dict[str, object],
     rule: str,
     deployed: Deployment,
