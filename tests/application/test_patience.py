@@ -202,7 +202,8 @@ class ComingAndGoing(RuleBasedStateMachine):
         busy = True
         while busy:
             self.who_was_refused_goes()
-            busy = any([self._carry(site) for site in list(self._sites.values())])
+            carried = [self._carry(site) for site in list(self._sites.values())]
+            busy = any(carried)
             while self._results:
                 busy = True
                 self.deliver()
@@ -228,9 +229,7 @@ TestComingAndGoing.settings = settings(
 )
 
 
-def test_a_site_that_was_asked_is_asked_again_when_another_came_before_it_and_left() -> (
-    None
-):
+def test_a_site_is_asked_again_when_another_came_before_it_and_left() -> None:
     there = ComingAndGoing()
     there.come("a", fits=1)
     there.come("b", fits=1)  # a is asked, and offers

@@ -29,7 +29,7 @@ _ZAP_ENFORCE_DOMAIN = 93  # no name in pyzmq 27: without it, no answer means yes
 _ZAP_DOMAIN = b"flare"
 _ZAP_KEY = 6  # the place of the key in a question
 _EVENT = struct.Struct("=hi")
-_SWEEP_S = 0.25
+_SWEEP_S = 0.05
 _SWEEP_CONNECTIONS_PER_S = 2000
 _CURVE_BYTES = 33  # of RFC 26 around each frame: its name, a nonce, a seal, flags
 _SHORT_FRAME_BYTES, _SHORT_HEAD, _LONG_HEAD = 255, 2, 9  # RFC 37
