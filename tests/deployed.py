@@ -297,13 +297,20 @@ class Beside:
         deployed: Where it is played.
         pool: Threads for its sites.
         name: Its name; its sites are called ``NAME.x`` and ``NAME.y``.
+        patience_s: How long it may have to wait in that round.
     """
 
     def __init__(
-        self, deployed: Deployment, pool: ThreadPoolExecutor, *, name: str = "beside"
+        self,
+        deployed: Deployment,
+        pool: ThreadPoolExecutor,
+        *,
+        name: str = "beside",
+        patience_s: float = WAIT_S,
     ) -> None:
         self._deployed = deployed
         self._name = name
+        self._patience_s = patience_s
         self._in_round = threading.Barrier(3)
         self._go_on = threading.Event()
         deployed.create(name, plan(rounds=3))
@@ -335,7 +342,7 @@ class Beside:
         def train(current: flare.ClientRound) -> Local:
             if current.number == 1:
                 self._in_round.wait(WAIT_S)
-                assert self._go_on.wait(WAIT_S)
+                assert self._go_on.wait(self._patience_s)
             return walk(current)
 
         return train

@@ -152,6 +152,11 @@ class Stranger:
             self._plan = message.plan.fingerprint
         return message
 
+    def hear_out(self) -> None:
+        """Drop all that was said so far."""
+        while self._socket.receive(timeout_s=0) is not None:
+            pass
+
     def is_cut_off(self) -> bool:
         """Wait until the connection is ended, whatever is said before."""
         deadline = time.monotonic() + WAIT_S

@@ -7,6 +7,8 @@ from flare_core.application._distribution import Send
 from flare_core.application._events import Observer, SiteRefused
 from flare_core.communication import Aborted, Refused, Welcome
 
+_LONGEST_REASON = 2000
+
 
 @final
 class Guests:
@@ -46,3 +48,9 @@ class Guests:
         """Tell all that the run ends here."""
         for site in sorted(self._welcomed):  # one may still be loading its model
             self._send(site, Aborted(reason=reason))
+
+
+def in_words(reason: str) -> str:
+    """Return a site's own reason such that it can go into logs and onto terminals."""
+    start = reason[:_LONGEST_REASON]
+    return "".join(one if one.isprintable() else " " for one in start)

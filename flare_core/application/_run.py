@@ -21,7 +21,7 @@ from flare_core.application._events import (
     Updated,
     UpdateIgnored,
 )
-from flare_core.application._guests import Guests
+from flare_core.application._guests import Guests, in_words
 from flare_core.application._intake import Intake
 from flare_core.application._lobby import Lobby
 from flare_core.application._opening import Initial, Opening
@@ -47,8 +47,6 @@ from flare_core.communication import (
     Welcome,
 )
 from flare_core.federation import Round, Strategy
-
-_LONGEST_REASON = 2000
 
 
 @final
@@ -388,7 +386,7 @@ class Run:
         if site in self.lobby.present:
             self._final_metrics[site] = message.metrics
         self._send(site, Bye())
-        self.site_left(site, message.reason[:_LONGEST_REASON], failed=message.failed)
+        self.site_left(site, in_words(message.reason), failed=message.failed)
 
     def _end_when_all_left(self) -> None:
         """End, once the final model is on record and nobody needs it any more."""

@@ -265,3 +265,16 @@ def test_a_site_that_comes_and_goes_does_not_fill_the_audit(
     assert [line["event"] for line in lines].count("joined") == 10
     assert [line["event"] for line in lines].count("left") == 10
     assert max(len(line["why"]) for line in lines if line["event"] == "left") == 2000
+
+
+def test_what_a_site_says_does_not_reach_a_terminal_as_a_command(
+    deployed: Deployment,
+) -> None:
+    deployed.member("b")
+    deployed.create("demo", plan())
+    with closing(deployed.peer("b")) as b:
+        b.join("b", _LAYOUT)
+        b.say(Leave(metrics={}, reason="\x1b[2J\x9b2J\u202eall is\nwell"))
+        b.hear()
+
+    deployed.said("demo", "b left:  [2J 2J all is well")
