@@ -277,4 +277,4 @@ def test_what_a_site_says_does_not_reach_a_terminal_as_a_command(
         b.say(Leave(metrics={}, reason="\x1b[2J\x9b2J\u202eall is\nwell"))
         b.hear()
 
-    deployed.said("demo", "b left:  [2J 2J all is well")
+    deployed.said("demo", "b left: [2J 2J all is well")
