@@ -166,16 +166,24 @@ def test_who_sends_too_many_messages_is_cut_off(
 
 
 @pytest.mark.parametrize("hello_first", [False, True])
-@pytest.mark.parametrize(("size", "count"), [(_MB, 500), (1, 1_500_000)])
+@pytest.mark.parametrize(
+    ("size", "count", "most_mb"), [(_MB, 500, 192), (1, 1_500_000, 320)]
+)
 def test_a_message_without_an_end_is_cut_off_with_flat_memory(
     *,
     size: int,
     count: int,
+    most_mb: int,
     hello_first: bool,
     pool: ThreadPoolExecutor,
     undisturbed: str,
 ) -> None:
-    limited = _limited(pool, process=True, unread_bytes=12 * CHUNK_BYTES)
+    limited = _limited(
+        pool,
+        process=True,
+        unread_bytes=12 * CHUNK_BYTES,
+        handshake_s=60,  # or, on a busy machine, it may be cut off as having said nothing
+    )
     with limited as (deployed, beside):
         before = deployed.rss_bytes
         with closing(deployed.peer("a")) as peer:
@@ -186,7 +194,7 @@ def test_a_message_without_an_end_is_cut_off_with_flat_memory(
             assert peer.is_cut_off()
 
         deployed.audited("refused", what="message without an end")
-        assert deployed.rss_bytes - before < 192 * _MB
+        assert deployed.rss_bytes - before < most_mb * _MB
         assert beside.blake3() == undisturbed
 
 

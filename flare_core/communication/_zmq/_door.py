@@ -6,6 +6,7 @@ it tells the number of each one's socket, and a socket that is shut down is clea
 like any other that breaks.
 """
 
+import logging
 import math
 import os
 import socket
@@ -24,6 +25,7 @@ from flare_core.communication._safetensors import Frame
 from flare_core.communication._zmq._access import Access, TurnedAway, Why
 from flare_core.communication._zmq._polling import Waker, milliseconds, poller_of
 
+_log = logging.getLogger(__name__)
 _ZAP_ADDRESS = "inproc://zeromq.zap.01"
 _ZAP_ENFORCE_DOMAIN = 93  # no name in pyzmq 27: without it, no answer means yes
 _ZAP_DOMAIN = b"flare"
@@ -184,28 +186,37 @@ class Door:
 
     def _work(self) -> None:
         while not self._closing:
-            pause_s = max(_SWEEP_S, len(self._connections) / _SWEEP_CONNECTIONS_PER_S)
-            timeout_s = pause_s if self._connections else None
-            events = dict(self._poller.poll(milliseconds(timeout_s)))
-            if self._waker.fileno() in events:
-                self._waker.clear()
-            if self._monitor in events:
-                self._hear()
-            if self._questions in events:
-                self._answer()
-            if time.monotonic() - self._swept > pause_s:
-                self._swept = time.monotonic()
-                self._sweep()
+            try:
+                self._step()
+            except Exception:  # noqa: BLE001 - without this thread nobody gets in
+                _log.exception("the door failed; it stays open for who has a key")
+
+    def _step(self) -> None:
+        pause_s = max(_SWEEP_S, len(self._connections) / _SWEEP_CONNECTIONS_PER_S)
+        timeout_s = pause_s if self._connections else None
+        events = dict(self._poller.poll(milliseconds(timeout_s)))
+        if self._waker.fileno() in events:
+            self._waker.clear()
+        if self._monitor in events:
+            self._hear()
+        if self._questions in events:
+            self._answer()
+        if time.monotonic() - self._swept > pause_s:
+            self._swept = time.monotonic()
+            self._sweep()
 
     def _answer(self) -> None:
         """Say whose key it is."""
         question = self._questions.recv_multipart()
         version, request = question[:2]
         key = z85.encode(question[_ZAP_KEY]).decode()
-        user = self._access.admit(key)
-        code, text = (b"200", b"OK") if user else (b"400", b"unknown key")
-        answer = [version, request, code, text, user.encode(), b""]
-        self._questions.send_multipart(answer)
+        user = ""
+        try:
+            user = self._access.admit(key)
+        finally:  # a question without an answer would be the last one
+            code, text = (b"200", b"OK") if user else (b"400", b"unknown key")
+            answer = [version, request, code, text, user.encode(), b""]
+            self._questions.send_multipart(answer)
         if not user:
             address = question[3].decode(errors="replace")
             self._access.turned_away(
