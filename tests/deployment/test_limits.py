@@ -182,7 +182,7 @@ def test_a_message_without_an_end_is_cut_off_with_flat_memory(
         pool,
         process=True,
         unread_bytes=12 * CHUNK_BYTES,
-        handshake_s=60,  # or, on a busy machine, it may be cut off as having said nothing
+        handshake_s=60,  # else, on a busy machine, it "said nothing"
     )
     with limited as (deployed, beside):
         before = deployed.rss_bytes
