@@ -75,6 +75,8 @@ class Courier:
         self._closing = self._lost = self._met = self._denied = False
         self._heard = self._spoke = self._connect_at = time.monotonic()
         self._backoff_s = _RECONNECT_S
+        # No secret: sites take turns.  Python's own numbers are the script's.
+        self._chance = random.Random()  # noqa: S311
         self._thread = threading.Thread(
             target=self._work, name=f"flare-{hello.site}", daemon=True
         )
@@ -207,7 +209,7 @@ class Courier:
         """Drop what is queued: a new connection begins with a hello."""
         self._socket.disconnect()
         self._session.outbox.clear()
-        jitter = random.uniform(0.5, 1.5)  # noqa: S311 - no secret: sites take turns
+        jitter = self._chance.uniform(0.5, 1.5)
         self._connect_at = time.monotonic() + self._backoff_s * jitter
         self._backoff_s = min(2 * self._backoff_s, _RECONNECT_MAX_S)
         if not self._lost and not self._session.parted:

@@ -31,6 +31,7 @@ def test_a_transfer_cut_at_any_byte_goes_on_where_it_was(
 ) -> None:
     hashes: set[str] = set()
     resent: list[int] = []
+    of_the_script = random.getstate()
     for seed in range(20):
         server = run_server(plan(sites=1))
         at = random.Random(seed).randrange(2_000, 2 * _MODEL_BYTES)  # noqa: S311
@@ -47,6 +48,7 @@ def test_a_transfer_cut_at_any_byte_goes_on_where_it_was(
         resent.append(proxy.passed[direction] - 2 * _MODEL_BYTES)
 
     assert len(hashes) == 1
+    assert random.getstate() == of_the_script  # nobody else draws from it
     assert max(resent) < (WINDOW + 1) * CHUNK_BYTES + _OVERHEAD_BYTES
     # one that is held up for longer than the other waits asks for more once again
     assert statistics.median(resent) < 2 * CHUNK_BYTES + _OVERHEAD_BYTES
