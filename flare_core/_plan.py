@@ -83,10 +83,13 @@ class Selection(_Settings, frozen=True):
         sites: Sites that must have joined before round 0 starts.
         quorum: Least number of updates a round can be made of, once sites are gone;
             all of them where it is not set.
+        newcomers: Whether sites that were not there when round 0 started may join
+            between rounds; one that was may come back in any case.
     """
 
     sites: Count = 1
     quorum: Count | None = None
+    newcomers: bool = False
 
     def __post_init__(self) -> None:
         if self.quorum is not None and self.quorum > self.sites:
@@ -97,6 +100,22 @@ class Selection(_Settings, frozen=True):
     def least(self) -> int:
         """Least number of updates a round can be made of."""
         return self.sites if self.quorum is None else self.quorum
+
+
+class Admission(_Settings, frozen=True):
+    """What an update must keep to beside being finite and of the model's layout.
+
+    Attributes:
+        most_refusals: A site of which so many updates were refused is in quarantine:
+            it takes part no more.
+        most_examples: Most examples that a site can have seen in a round.
+        most_norm: Longest step that an update may take: the L2 norm of what it changes
+            in the floating parameters of the global model that its round started from.
+    """
+
+    most_refusals: Count = 3
+    most_examples: Count | None = None
+    most_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
 class Encoding(_Settings, frozen=True):
@@ -128,6 +147,7 @@ class Plan(_Settings, frozen=True):
         schedule: Where a round ends; if empty, what each script says itself.
         strategy: How updates are combined.
         selection: Which sites take part.
+        admission: What updates must keep to.
         encoding: How models travel.
         select: Tensors to exchange: ``"auto"``, ``"all"``, ``"trainable"``,
             ``"no_batchnorm"`` or globs; if not set, what each script says itself.
@@ -139,6 +159,7 @@ class Plan(_Settings, frozen=True):
     schedule: Schedule = Schedule()
     strategy: StrategySettings = StrategySettings()
     selection: Selection = Selection()
+    admission: Admission = Admission()
     encoding: Encoding = Encoding()
     select: Select | None = None
     optimizer_state: OptimizerState | None = None

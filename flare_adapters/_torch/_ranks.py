@@ -29,7 +29,8 @@ class Ranks:
     def __init__(self) -> None:
         several = dist.is_available() and dist.is_initialized()
         self._size = dist.get_world_size() if several else 1
-        self.first = self._size == 1 or dist.get_rank() == 0
+        self.number: int = dist.get_rank() if self._size > 1 else 0
+        self.first = self.number == 0
         self._group = (
             dist.new_group(backend="gloo", timeout=_PATIENCE)
             if self._size > 1
@@ -56,6 +57,11 @@ class Ranks:
         if isinstance(outcome[1], BaseException):
             raise outcome[1]
         return outcome[0]  # type: ignore[return-value] # None only where T is
+
+    def together(self) -> None:
+        """Wait until all ranks are here."""
+        if self._group is not None:
+            dist.barrier(group=self._group)
 
     def total(self, number: int) -> int:
         """Return the sum over the ranks."""

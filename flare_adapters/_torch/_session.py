@@ -12,11 +12,18 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
+from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flare_adapters._torch._checkpoint import (
+    RoundCheckpoint,
+    Trained,
+    keep_random,
+    restore_random,
+)
 from flare_adapters._torch._correction import correction
 from flare_adapters._torch._host import Host
 from flare_adapters._torch._options import Options
@@ -61,6 +68,8 @@ class LocalSession:
     Attributes:
         round_number: The round being played.
         final: Whether the final global model is loaded.
+        trained: The last round that an earlier process of this site has trained, and
+            that this one goes on from; None if there is none.
     """
 
     def __init__(self, options: Options) -> None:
@@ -69,7 +78,9 @@ class LocalSession:
         self._ranks = Ranks()
         self._host = Host()
         self._link: Link | None = None
-        self.plan: Plan = self._ranks.from_first(self._plan)
+        self.plan, self._run = self._ranks.from_first(self._plan)
+        self._checkpoint = self._kept_in()
+        self.trained: Trained | None = self._ranks.from_first(self._found)
         self._options = options.under(self.plan)
         self._correction = correction(self.plan.strategy)
         self._members: dict[str, Member] = {}
@@ -119,6 +130,17 @@ class LocalSession:
         return done >= self.schedule.length
 
     @property
+    def trained_path(self) -> Path:
+        """The folder with what the framework saved of the round in `trained`."""
+        assert self._checkpoint is not None  # noqa: S101 - there is a round
+        return self._checkpoint.path
+
+    @property
+    def recovers(self) -> bool:
+        """Whether rounds are saved, so that a restart goes on where this one was."""
+        return self._checkpoint is not None
+
+    @property
     def corrects_gradients(self) -> bool:
         """Whether `adjust_gradients` does anything."""
         return self._correction is not None
@@ -159,7 +181,12 @@ class LocalSession:
             stays=stays(self._members, self._chosen),
             horizon=horizon,
         )
-        self._load(lambda link: link.join(proposal))
+        if self.trained is None:
+            self._load(lambda link: link.join(proposal))
+            return
+        update = self._update(self.trained, proposal.weights)
+        self._load(lambda link: link.resume(proposal, update))
+        self._restore_random()
 
     def saw(self, num_examples: int, loss: Tensor | float | None = None) -> None:
         """Count the examples of a batch, and its loss."""
@@ -195,27 +222,35 @@ class LocalSession:
         if self.fresh:
             self._global_metrics = {**self._global_metrics, **scalars(metrics)}
 
-    def exchange(self, optimizers: Iterable[Optimizer] = ()) -> None:
+    def exchange(
+        self,
+        optimizers: Iterable[Optimizer] = (),
+        *,
+        save: Callable[[Path], object] | None = None,
+    ) -> None:
         """Hand in the local model, wait for all sites, load the next global model.
 
         Args:
             optimizers: Those whose state is dropped, where the options say so.
+            save: Puts the framework's own checkpoint into a folder, on all ranks; it
+                is called before anything leaves, where rounds are saved.
 
         Raises:
             UnsupportedError: If what was frozen when the run began is trained now.
         """
         refuse_thawed(self._members, self._frozen)
-        num_examples = self._ranks.total(self._examples)
-        local = self._ranks.mean(scalars(self._training_loss()))
-        before = self._ranks.mean(self._global_metrics)
-        update = Update(
-            site=self._site.name,
+        trained = Trained(
+            run=self._run,
+            plan=self.plan.fingerprint,
             round_number=self.round_number,
-            weights=gather(self._members, self._chosen, self._ranks, self._host),
-            num_examples=num_examples,
-            metrics=local,
-            global_metrics=before,
+            num_examples=self._ranks.total(self._examples),
+            metrics=self._ranks.mean(scalars(self._training_loss())),
+            global_metrics=self._ranks.mean(self._global_metrics),
         )
+        if save is not None and self._checkpoint is not None:
+            self._save(self._checkpoint, trained, save)
+        weights = gather(self._members, self._chosen, self._ranks, self._host)
+        update = self._update(trained, weights)
         self._load(lambda link: link.exchange(update))
         if self._options.optimizer_state == "reset":
             for optimizer in optimizers:
@@ -243,9 +278,63 @@ class LocalSession:
             name = type(error).__name__
             self._close({}, name if told else f"{name}: {error}", failed=True)
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> tuple[Plan, str]:
         self._link = connect(self._site)
-        return self._link.plan()
+        return self._link.plan(), self._link.run
+
+    def _kept_in(self) -> RoundCheckpoint | None:
+        """Return where rounds are saved; a simulated site is never started again."""
+        if not self._site.server_key:
+            return None
+        folder = Path(
+            self._site.folder or ".", f"checkpoint-{self._site.name}-{self._run}"
+        )
+        return RoundCheckpoint(folder)
+
+    def _found(self) -> Trained | None:
+        if self._checkpoint is None:
+            return None
+        found = self._checkpoint.found(run=self._run, plan=self.plan.fingerprint)
+        if found is not None:
+            _log.warning(
+                "site %r goes on after round %d of run %r, which it has trained; "
+                "remove %s to begin anew",
+                self._site.name,
+                found.round_number,
+                self._run,
+                self._checkpoint.path,
+            )
+        return found
+
+    def _update(self, trained: Trained, weights: ModelState) -> Update:
+        return Update(
+            site=self._site.name,
+            round_number=trained.round_number,
+            weights=weights,
+            num_examples=trained.num_examples,
+            metrics=trained.metrics,
+            global_metrics=trained.global_metrics,
+        )
+
+    def _save(
+        self,
+        checkpoint: RoundCheckpoint,
+        trained: Trained,
+        save: Callable[[Path], object],
+    ) -> None:
+        """Save the round, on all ranks, before anything of it leaves."""
+        folder = self._ranks.from_first(checkpoint.begin)
+        save(folder)
+        keep_random(folder / self._random_file)
+        self._ranks.together()
+        self._ranks.from_first(lambda: checkpoint.finish(trained))
+
+    def _restore_random(self) -> None:
+        restore_random(self.trained_path / self._random_file)
+
+    @property
+    def _random_file(self) -> str:
+        return f"random-{self._ranks.number}.json"
 
     def _load(self, ask: Callable[[Link], GlobalModel]) -> None:
         """Ask the server on the first rank; load its answer on all."""
@@ -278,6 +367,8 @@ class LocalSession:
         atexit.unregister(self._abandon)
         if self._link is not None:
             self._link.leave(metrics, reason=reason, failed=failed)
+            if self.final and self._checkpoint is not None:
+                self._checkpoint.remove()
 
     def _abandon(self) -> None:
         """The interpreter ends and nobody has said good-bye."""

@@ -7,6 +7,7 @@ from flare_core._model._dtypes import (
     all_finite,
     bits_of,
     rounded_once,
+    squared_distance,
 )
 from flare_core._model._layout import Layout, TensorClass, TensorSpec
 from flare_core._model._state import ModelState
@@ -27,4 +28,5 @@ __all__ = [
     "as_scalars",
     "bits_of",
     "rounded_once",
+    "squared_distance",
 ]

@@ -84,6 +84,18 @@ def _finite(block: Array) -> bool:
     return bool(np.isfinite(block.astype(np.float32) if small else block).all())
 
 
+def squared_distance(one: Array, other: Array) -> float:
+    """Return the squared L2 distance of two arrays; allocates little."""
+    kind = accumulator_dtype(one.dtype)
+    left, right = one.reshape(-1), other.reshape(-1)
+    total = 0.0
+    for start in range(0, left.size, _BLOCK_ELEMENTS):
+        block = slice(start, start + _BLOCK_ELEMENTS)
+        step = left[block].astype(kind) - right[block].astype(kind)
+        total += float(np.vdot(step, step).real)
+    return total
+
+
 def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the type in which values of `dtype` are summed."""
     return np.dtype(np.complex128 if dtype.kind == "c" else np.float64)

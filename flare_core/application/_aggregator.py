@@ -72,6 +72,10 @@ class Aggregator:
         """Add the next update in the cohort's order."""
         self._fold.add(weights, num_examples, self._each)
 
+    def begin_anew(self) -> None:
+        """Forget the updates that were added."""
+        self._fold = Fold(self._layout, self._memory)
+
     def finish(self, before: Publication, number: int) -> Publication | Refusal:
         """Write and publish the next global model, and begin anew.
 
@@ -89,7 +93,7 @@ class Aggregator:
         except _DivergedError as exc:
             return diverged(self._whose, exc.name)
         finally:
-            self._fold = Fold(self._layout, self._memory)
+            self.begin_anew()
         return self._publisher.next(path, stream, before)
 
     def _memory(self, num_bytes: int) -> memoryview:

@@ -1,6 +1,6 @@
 """What happens in a run, as values that a record or a display can listen to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, final
@@ -184,6 +184,42 @@ class UpdateIgnored:
 
 @final
 @dataclass(frozen=True, slots=True)
+class RunPaused:
+    """A round cannot be played with the sites that are here.
+
+    Attributes:
+        round_number: Which.
+        reason: What it waits for.
+    """
+
+    round_number: int
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunResumed:
+    """What a round waited for has come."""
+
+    round_number: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunTakenUp:
+    """A server goes on where another one was.
+
+    Attributes:
+        round_number: In which round.
+        records: Of the rounds before, as far as they are on record.
+    """
+
+    round_number: int
+    records: Sequence[RoundRecord]
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """Nothing more happens."""
 
@@ -199,6 +235,9 @@ Event: TypeAlias = (
     | SiteRefused
     | SiteLeft
     | UpdateIgnored
+    | RunPaused
+    | RunResumed
+    | RunTakenUp
     | RunEnded
 )
 Observer: TypeAlias = Callable[[Event], None]

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -35,6 +36,9 @@ from flare_core.communication import (
 
 _log = logging.getLogger(__name__)
 _LONGEST_NAME = 64
+_ANSWER_S = 5.0
+"""A process that does not answer for so long has its site's name no more."""
+_AGAIN_S = 0.1
 _PINGS = 4
 """A site that is given up was silent for so many of the times it should have spoken."""
 
@@ -70,6 +74,7 @@ class Host:
         self._sessions = Sessions()
         self._stages: dict[str, Stage] = {}
         self._over: set[str] = set()
+        self._contests: dict[bytes, _Contest] = {}
         self._next_key = ""
         self._orders: deque[Callable[[], object]] = deque()
         self._closers: list[threading.Thread] = []
@@ -93,7 +98,7 @@ class Host:
         observer: Observer,
         preflight: bool = False,
         share_spool: bool = False,
-        patient: bool = False,
+        lasting: bool = False,
     ) -> Stage:
         """Set up a run, for `Stage.open` to open; its arguments are those of `Stage`.
 
@@ -113,10 +118,15 @@ class Host:
             num_threads=self._num_threads,
             preflight=preflight,
             share_spool=share_spool,
-            patient=patient,
+            lasting=lasting,
         )
         self._stages[name] = stage
         return stage
+
+    def expect(self, stage: Stage) -> None:
+        """Wait for the sites that take part in a run which was taken up again."""
+        for site in stage.run.lobby.present:
+            self._sessions.expect(stage, site)
 
     def stage(self, name: str) -> Stage | None:
         """Return where a run is played; None if it is not, or no more."""
@@ -167,11 +177,14 @@ class Host:
         look_at = time.monotonic() + look_s
         while not until():
             began = time.monotonic()
-            received = self._router.receive(timeout_s=look_s)
+            hurry_s = _AGAIN_S if self._contests else look_s
+            received = self._router.receive(timeout_s=hurry_s)
             while self._orders:
                 _guarded(self._orders.popleft())
             if received is not None:
                 _guarded(partial(self._handle, received))
+            for contest in list(self._contests.values()):
+                self._look_again(contest)
             spent_s = time.monotonic() - began
             if spent_s > 2 * look_s:  # it was this server that said nothing
                 self._sessions.excuse(spent_s)
@@ -219,26 +232,67 @@ class Host:
         if isinstance(message, Ping):
             if message.answer:
                 self.reply(session.peer, Pong())
+        elif isinstance(message, Pong):
+            self._is_there(session)
         elif not session.stage.run.over:
             session.stage.do(lambda: session.stage.run.receive(session.site, message))
 
     def _greet(self, received: Received, hello: Hello) -> None:
+        """Let a site in, unless something is against it."""
+        peer = received.peer
         objection = self._desk.objection(received.user, hello.site)
         stage = None if objection else self._stage_for(hello)
-        if isinstance(stage, Stage):
-            known = self._sessions.of_site(stage.name, hello.site)
-            if known is None or known.hello.session != hello.session:
-                objection = self._objection(received.peer, hello, stage)
-            elif hello.connection < known.hello.connection:
-                return  # it has come back over another one since
-        if objection or not isinstance(stage, Stage):
-            reason = objection or str(stage)
-            self.reply(received.peer, Aborted(reason=reason))
+        if not isinstance(stage, Stage):
+            self.reply(peer, Aborted(reason=objection or str(stage)))
             return
-        self._sessions.open(stage, hello, received.peer)
-        stage.do(lambda: stage.run.welcome(hello.site))
+        known = self._sessions.of_site(stage.name, hello.site)
+        again = known is not None and known.is_of(hello)
+        if known is not None and again and known.is_before(hello):
+            return  # it has come back over another connection since
+        objection = "" if again else self._objection(peer, hello, stage)
+        objection = objection or stage.run.lobby.unwanted(hello.site)
+        if objection:
+            self.reply(peer, Aborted(reason=objection))
+        elif known is not None and not again and self._may_be_there(known):
+            contest = _Contest(known, hello, peer, time.monotonic() + _ANSWER_S)
+            self._contests[known.peer] = contest
+            self._look_again(contest)
+        else:
+            self._let_in(stage, hello, peer, again=again)
+
+    def _let_in(self, stage: Stage, hello: Hello, peer: bytes, *, again: bool) -> None:
+        restarted = self._sessions.of_site(stage.name, hello.site)
+        again = again or (restarted is not None and restarted.hello is None)
+        self._sessions.open(stage, hello, peer)
+        stage.do(lambda: stage.run.welcome(hello.site, again=again))
         if self._next_key:
-            self.reply(received.peer, Renew(key=self._next_key))
+            self.reply(peer, Renew(key=self._next_key))
+
+    def _may_be_there(self, known: Session) -> bool:
+        """Return whether another process has this site's name, as far as is known."""
+        taking_part = known.site in known.stage.run.lobby.present
+        return taking_part and not known.given_up and bool(known.peer)
+
+    def _look_again(self, contest: "_Contest") -> None:
+        """See who has the name: a process that is gone has it no more."""
+        known = contest.known
+        there = self._router.send(known.peer, encode(Ping()))
+        if there and time.monotonic() < contest.until:
+            return
+        del self._contests[known.peer]
+        if there:
+            reason = f"another process takes part as {known.site!r} since"
+            self.reply(known.peer, Aborted(reason=reason))
+        self._let_in(known.stage, contest.hello, contest.peer, again=False)
+
+    def _is_there(self, session: Session) -> None:
+        """A process that another one has the name of is alive: the other may go."""
+        contest = self._contests.pop(session.peer, None)
+        if contest is not None:
+            reason = (
+                f"a site called {session.site!r} is connected; names must be unique"
+            )
+            self.reply(contest.peer, Aborted(reason=reason))
 
     def _stage_for(self, hello: Hello) -> Stage | str:
         """Return where the run is played that a site means; or why there is none."""
@@ -291,7 +345,7 @@ class Host:
 
     def _lose(self, session: Session, reason: str) -> None:
         """Give a site up."""
-        self._sessions.close(session)
+        self._sessions.give_up(session)
         run = session.stage.run
         if session.site in run.lobby.present:
             session.stage.do(lambda: run.site_left(session.site, reason, failed=True))
@@ -300,6 +354,11 @@ class Host:
         for stage in [one for one in self._stages.values() if one.run.over]:
             stage.end()
             self._sessions.close_all_of(stage)
+            self._contests = {
+                peer: contest
+                for peer, contest in self._contests.items()
+                if contest.known.stage is not stage
+            }
             self._over.add(stage.name)
             del self._stages[stage.name]
             closer = threading.Thread(target=stage.close, name=f"flare-{stage.name}")
@@ -310,8 +369,26 @@ class Host:
     def _send(self, run: str, site: str, message: ToSite | Chunk) -> None:
         """Send a message; a site whose connection broke will ask for it again."""
         session = self._sessions.of_site(run, site)
-        if session is not None:
+        if session is not None and session.peer:
             self._router.send(session.peer, encode(message))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Contest:
+    """A process says hello as a site that another process is, or was.
+
+    Attributes:
+        known: The other one.
+        hello: What it says.
+        peer: Its connection.
+        until: When the other one has lost if it says nothing, on the monotonic clock.
+    """
+
+    known: Session
+    hello: Hello
+    peer: bytes
+    until: float
 
 
 def _guarded(act: Callable[[], object]) -> None:

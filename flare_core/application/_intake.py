@@ -1,5 +1,6 @@
 """What the server takes in of the sites' weights, and how it looks at them."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -8,7 +9,9 @@ from typing import TypeAlias, final
 
 from flare_core._errors import ProtocolError, Refusal
 from flare_core._model import Layout, ModelState, Update
+from flare_core._plan import Admission, Plan
 from flare_core.application._publication import Publication
+from flare_core.application._run_store import KeptUpdate, digest_of
 from flare_core.application._spool import Spool
 from flare_core.communication import (
     INITIAL,
@@ -32,6 +35,7 @@ from flare_core.communication import (
 )
 from flare_core.federation import inadmissible, misfit, unfit
 
+_log = logging.getLogger(__name__)
 Inspect: TypeAlias = Callable[[], ModelState | Refusal]
 """Returns the weights that have arrived, or why they are none; takes its time."""
 
@@ -41,13 +45,14 @@ class Intake:
     """Receives what is waited for, and nothing else.
 
     Args:
-        encoding: How updates travel.
+        plan: Says how updates travel, and what they must keep to.
         spool: For what is received.
         share: Whether sites may put it there themselves.
     """
 
-    def __init__(self, encoding: str, spool: Spool, *, share: bool) -> None:
-        self._encoding = encoding
+    def __init__(self, plan: Plan, spool: Spool, *, share: bool) -> None:
+        self._encoding = plan.encoding.up
+        self._admission = plan.admission
         self._spool = spool
         self._share = share
         self._mailbox = Mailbox()
@@ -75,6 +80,21 @@ class Intake:
         self._awaited = set(sites)
         self._layout = layout
         self._base = base
+
+    def expect(self, site: str) -> None:
+        """Wait for weights of one more site."""
+        self._awaited.add(site)
+
+    def restored(self, update: KeptUpdate) -> Parcel | None:
+        """Return an update that is here from before; None if it is damaged."""
+        site, path = update.site, None
+        if update.file:
+            path = self._spool.update(site, encoded=False)
+            if not path.exists() or digest_of(path) != update.digest:
+                _log.warning("the update of site %r, %s, is damaged", site, path)
+                return None
+        self._awaited.discard(site)
+        return Parcel(site, update.offer, path)
 
     def has(self, site: str, offer: Offer) -> bool:
         """Return whether what is offered has arrived already."""
@@ -120,7 +140,9 @@ class Intake:
 
     def inspection(self, parcel: Parcel) -> Inspect:
         """Return what looks at weights that have arrived, before they count."""
-        return partial(_inspect, parcel, self._layout, self._encoded, self._base)
+        return partial(
+            _inspect, parcel, self._layout, self._encoded, self._base, self._admission
+        )
 
     def wants(self) -> Iterator[tuple[str, Want]]:
         """Yield what to ask of whom now; to be called after each message."""
@@ -184,12 +206,16 @@ class Intake:
 
 
 def _inspect(
-    parcel: Parcel, layout: Layout, encoding: str, base: Publication | None
+    parcel: Parcel,
+    layout: Layout,
+    encoding: str,
+    base: Publication | None,
+    admission: Admission,
 ) -> ModelState | Refusal:
     site, offer = parcel.site, parcel.offer
     try:
         file = parcel.contents()
-        if encoding != "none" and base is not None:
+        if encoding != "none" and base is not None and not parcel.is_plain:
             file = _decoded(parcel, file, encoding, base.weights)
         if header_bytes(file) != len(header(layout.tensors)):
             return _refusal(site, "a model", f"a header of {header_bytes(file)} bytes")
@@ -208,7 +234,7 @@ def _inspect(
         weights=weights,
         num_examples=offer.num_examples,
     )
-    refusal = inadmissible(update, layout)
+    refusal = inadmissible(update, base.weights, admission)
     let_go(weights)  # its turn to be folded may be far
     return refusal or weights
 
@@ -218,7 +244,8 @@ def _decoded(parcel: Parcel, file: Frame, encoding: str, base: ModelState) -> Fr
     frames = decoded_file(encoding, memoryview(file), base)
     if parcel.path is None:
         return b"".join(frames)
-    path = parcel.path.with_suffix(".safetensors")
+    path = parcel.plain.path
+    assert path is not None  # noqa: S101 - it lies where the encoded one does
     write_file(path, file_bytes(base.layout), frames)
     parcel.path.unlink()
     return mapped(path)

@@ -39,12 +39,30 @@ class Link(Protocol):
     accepted, and `ServerUnreachableError` if nobody answers.
     """
 
+    @property
+    def run(self) -> str:
+        """The run's own name; empty before `plan`."""
+        ...
+
     def plan(self) -> Plan:
         """Return the run's plan."""
         ...
 
     def join(self, proposal: Proposal) -> GlobalModel:
         """Take part: return the model of the first round to play."""
+        ...
+
+    def resume(self, proposal: Proposal, update: Update) -> GlobalModel:
+        """Take part again in a run that this site was in before it was started again.
+
+        Args:
+            proposal: As for `join`.
+            update: Of the last round that it trained in.  It is handed in if the
+                server waits for it; whether it had arrived before does not matter.
+
+        Returns:
+            The model of the round to play next.
+        """
         ...
 
     def exchange(self, update: Update) -> GlobalModel:

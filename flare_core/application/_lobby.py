@@ -1,6 +1,6 @@
 """Who takes part in a run, who is still here, and whether they fit together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import final
 
 from flare_core._errors import Refusal
@@ -24,27 +24,38 @@ class Lobby:
     Attributes:
         joined: What each site has said it would exchange, for the whole run.
         present: The sites that have joined and not left.
+        gone: The others, and why.
+        refusals: How often something was refused, of each site of which it was.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._fingerprint = plan.fingerprint
         self._num_sites = plan.selection.sites
+        self._newcomers = plan.selection.newcomers
+        self._most_refusals = plan.admission.most_refusals
         self.joined: dict[str, Join] = {}
         self.present: set[str] = set()
+        self.gone: dict[str, str] = {}
+        self.refusals: dict[str, int] = {}
 
     @property
     def full(self) -> bool:
         """Whether all sites have joined."""
-        return len(self.joined) == self._num_sites
+        return len(self.joined) >= self._num_sites
 
     def awaits(self, site: str) -> bool:
-        """Return whether a site may still join."""
-        return not self.full and site not in self.joined
+        """Return whether a site may join, or come back."""
+        return site not in self.present and not self.unwanted(site)
 
     @property
     def opener(self) -> str:
         """The site whose weights the run starts from: the first one by name."""
         return min(self.joined)
+
+    @property
+    def gone_in_words(self) -> str:
+        """Who is gone, and why."""
+        return "; ".join(f"{site} ({why})" for site, why in sorted(self.gone.items()))
 
     def objection(self, hello: Hello) -> str:
         """Return why a site may not take part; empty if it may."""
@@ -53,19 +64,24 @@ class Lobby:
                 f"site {hello.site!r} speaks protocol {hello.protocol}, this server "
                 f"{PROTOCOL}; install the same version of flare-adapters at both"
             )
-        if hello.site in self.present:
-            return f"a site called {hello.site!r} is connected; names must be unique"
-        if hello.site in self.joined:
-            return (
-                f"site {hello.site!r} was in this run and has left; a run takes nobody "
-                "back"
-            )
-        return self.too_late(hello.site)
+        return self.unwanted(hello.site)
 
     def enter(self, site: str, join: Join) -> None:
-        """Let a site take part."""
+        """Let a site take part, for the first time or again."""
         self.joined[site] = join
         self.present.add(site)
+        self.gone.pop(site, None)
+
+    def lose(self, site: str, why: str) -> None:
+        """Note that a site is gone, and may come back."""
+        self.present.discard(site)
+        self.gone[site] = why
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Note that something of a site was refused: it may try a few times."""
+        site = refusal.site
+        self.refusals[site] = self.refusals.get(site, 0) + 1
+        self.lose(site, f"refused: {refusal}")
 
     def leave(self, site: str) -> None:
         """Let a site go as if it had never come; before round 0 only."""
@@ -84,44 +100,68 @@ class Lobby:
             join.horizon,
         )
 
-    def too_late(self, site: str) -> str:
-        """Return why a site comes too late; empty if it does not."""
+    def unwanted(self, site: str) -> str:
+        """Return why a site may not join, or come back; empty if it may."""
+        if site in self.joined:
+            return self._quarantine(site)
         for other in self.joined:
             if other.casefold() == site.casefold():
                 return (
                     f"sites {other!r} and {site!r} would be one file where case does "
                     "not count; give them other names"
                 )
-        if not self.full:
+        if not self.full or self._newcomers:
             return ""
         return (
             f"the run has started with {', '.join(sorted(self.joined))} and takes no "
-            f"site {site!r}; set selection.sites in the plan to the number of sites"
+            f"site {site!r}; set selection.sites in the plan to the number of sites, "
+            "or selection.newcomers to let others join later"
         )
 
-    def refusals(self) -> list[Refusal]:
-        """Return what does not fit: plans, then layouts, bases and schedules."""
-        joined = self.joined
-        layouts = {site: join.layout for site, join in joined.items()}
-        bases = {site: join.base for site, join in joined.items()}
-        schedules = {site: str(join.schedule) for site, join in joined.items()}
-        return [
-            *self._differing_plans(),
-            *differing_layouts(layouts),
-            *differing_bases(bases),
-            *differing_schedules(schedules),
-        ]
+    def _quarantine(self, site: str) -> str:
+        times = self.refusals.get(site, 0)
+        if times < self._most_refusals:
+            return ""
+        return (
+            f"site {site!r} is in quarantine: it was refused {times} times, the last "
+            f"time for this: {self.gone.get(site, 'unknown')}"
+        )
 
-    def _differing_plans(self) -> Iterator[Refusal]:
-        """Yield each site that would train by another plan than the one played."""
-        for site in sorted(self.joined):
-            if self.joined[site].plan != self._fingerprint:
-                yield Refusal(
-                    reason="plan",
-                    site=site,
-                    what="plan",
-                    expected=f"that of the run, {self._fingerprint}",
-                    got=self.joined[site].plan or "none",
-                    advice="is the same version of flare-adapters installed at both, "
-                    "and does the site speak to the server itself?",
-                )
+    def misfits(self) -> list[Refusal]:
+        """Return what does not fit of those who have joined, before round 0."""
+        return _compared(self.joined, min(self.joined), self._fingerprint)
+
+    def misfit(self, site: str, join: Join) -> Refusal | None:
+        """Return what does not fit of a site that comes later, or comes back."""
+        others = {n: one for n, one in self.joined.items() if n != site}
+        reference = min(others, default=site)
+        found = _compared({**others, site: join}, reference, self._fingerprint)
+        return next((one for one in found if one.site == site), None)
+
+
+def _compared(joined: Mapping[str, Join], reference: str, plan: str) -> list[Refusal]:
+    """Return what does not fit: plans, then layouts, bases and schedules."""
+    layouts = {site: join.layout for site, join in joined.items()}
+    bases = {site: join.base for site, join in joined.items()}
+    schedules = {site: str(join.schedule) for site, join in joined.items()}
+    return [
+        *_differing_plans({site: join.plan for site, join in joined.items()}, plan),
+        *differing_layouts(layouts, reference),
+        *differing_bases(bases, reference),
+        *differing_schedules(schedules, reference),
+    ]
+
+
+def _differing_plans(plans: Mapping[str, str], expected: str) -> Iterator[Refusal]:
+    """Yield each site that would train by another plan than the one played."""
+    for site in sorted(plans):
+        if plans[site] != expected:
+            yield Refusal(
+                reason="plan",
+                site=site,
+                what="plan",
+                expected=f"that of the run, {expected}",
+                got=plans[site] or "none",
+                advice="is the same version of flare-adapters installed at both, "
+                "and does the site speak to the server itself?",
+            )

@@ -47,6 +47,10 @@ class RoundReport:
         )
         return self._sites[site]
 
+    def restored(self, site: str, report: SiteReport) -> None:
+        """Note what was said of an update before the server was started again."""
+        self._sites[site] = report
+
     def record(self, weights: Mapping[str, int], *, error_down: float) -> RoundRecord:
         """Return the record of the round; the hash of what came out is to follow.
 

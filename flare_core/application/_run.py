@@ -1,6 +1,5 @@
 """One run as the server sees it: gathering, opening, playing, parting."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import final
 
@@ -9,29 +8,25 @@ import msgspec
 from flare_core._errors import Refusal
 from flare_core._model import Metrics, ModelState
 from flare_core._plugins import plugin
-from flare_core.application._aggregator import Aggregator
-from flare_core.application._distribution import Distribution, Send
+from flare_core.application._distribution import Send
 from flare_core.application._events import (
     Observer,
-    Published,
     Result,
-    RoundPlayed,
-    RoundRecord,
+    RunTakenUp,
     SiteLeft,
-    Updated,
     UpdateIgnored,
 )
 from flare_core.application._guests import Guests, in_words
 from flare_core.application._intake import Intake
 from flare_core.application._lobby import Lobby
 from flare_core.application._opening import Initial, Opening
-from flare_core.application._publication import Publication, blake3_of, sync
-from flare_core.application._round_report import RoundReport, parting
+from flare_core.application._round_report import parting
+from flare_core.application._rounds import Rounds
+from flare_core.application._run_store import Kept, Ledger
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     INITIAL,
-    SHORT_BYTES,
     Aborted,
     Bye,
     Checked,
@@ -46,7 +41,6 @@ from flare_core.communication import (
     Want,
     Welcome,
 )
-from flare_core.federation import Round, Strategy
 
 
 @final
@@ -59,10 +53,11 @@ class Run:
         share: Whether sites on this machine may put their updates there themselves.
         send: How to answer a site.
         worker: Works on models meanwhile.
+        ledger: Keeps what must outlive this server.
         observer: Told of everything that happens.
         preflight: Whether to compare the sites only.
-        patient: Whether a site that leaves or does not fit before round 0 may be
-            replaced; else it ends the run.
+        patient: Whether to wait for sites that are gone; else the run ends where it
+            cannot do without one.
 
     Attributes:
         lobby: Who takes part.
@@ -78,6 +73,7 @@ class Run:
         share: bool,
         send: Send,
         worker: Worker,
+        ledger: Ledger,
         observer: Observer,
         preflight: bool,
         patient: bool,
@@ -85,31 +81,64 @@ class Run:
         plan = self._plan = welcome.plan
         self._guests = Guests(welcome, send, observer)
         self._patient = patient
-        self._spool = spool
         self._send = send
         self._worker = worker
+        self._ledger = ledger
         self._observer = observer
         self._preflight = preflight
-        self._strategy: Strategy = plugin("flare_core.strategies", plan.strategy.name)(
-            plan.strategy
-        )
         self.lobby = Lobby(plan)
-        self._intake = Intake(plan.encoding.up, spool, share=share)
+        self._intake = Intake(plan, spool, share=share)
         self._opening = Opening(self.lobby, self._intake, send)
-        self._round: Round | None = None
-        self._report = RoundReport(0)
-        self._model: Publication | None = None
-        self._distribution: Distribution | None = None
-        self._aggregator: Aggregator | None = None
-        self._updates: dict[str, ModelState] = {}
-        self._complete = False
-        self._weights: Mapping[str, int] = {}
+        self._rounds = Rounds(
+            plan,
+            lobby=self.lobby,
+            intake=self._intake,
+            strategy=plugin("flare_core.strategies", plan.strategy.name)(plan.strategy),
+            spool=spool,
+            worker=worker,
+            ledger=ledger,
+            send=send,
+            observer=observer,
+            recorded=self._recorded,
+            failed=self._failed,
+            patient=patient,
+        )
         self._final_metrics: dict[str, Metrics] = {}
         self.result = Result()
         self.over = False
 
-    def welcome(self, site: str) -> None:
-        """Send the plan to a site."""
+    def resume(self, kept: Kept) -> None:
+        """Go on where another server was.
+
+        Raises:
+            ConfigurationError: If what it kept is damaged.
+        """
+        for site, standing in kept.sites.items():
+            self.lobby.enter(site, standing.join)
+            self.lobby.refusals[site] = standing.refusals
+            if not standing.present:
+                self.lobby.lose(site, "it left before the server was started again")
+            if standing.metrics is not None:
+                self._final_metrics[site] = standing.metrics
+            self._observer(self.lobby.event(site))
+        if kept.number is None:
+            self._opening.advance()
+            return
+        self.result = Result(rounds=max(0, kept.number - 1), blake3=kept.blake3)
+        self._observer(RunTakenUp(kept.number, kept.records))
+        self._rounds.resume(kept, self.lobby.joined[self.lobby.opener].layout)
+
+    def welcome(self, site: str, *, again: bool = False) -> None:
+        """Send the plan to a site.
+
+        Args:
+            site: Which.
+            again: Whether it is the same process that was here before.
+        """
+        if not again:
+            self._guests.forgive(site)
+        elif site in self.lobby.gone:
+            self._come_back(site, self.lobby.joined[site])
         self._guests.greet(site)
 
     def receive(self, site: str, message: ToServer | Chunk) -> None:
@@ -117,8 +146,8 @@ class Run:
         match message:
             case Chunk():
                 self._reject(self._intake.take(site, message))
-            case Want():
-                self._serve(site, message)
+            case Want() if site in self.lobby.present:
+                self._rounds.serve(site, message)
             case Offer():
                 self._offered(site, message)
             case Commit():
@@ -134,20 +163,20 @@ class Run:
 
     def site_left(self, site: str, reason: str, *, failed: bool = False) -> None:
         """Note that a site has gone, and whether by a failure."""
-        present = self.lobby.present
-        counted = self._round is not None or site in self.lobby.joined
-        if self.over or (counted and site not in present):
+        counted = self._rounds.begun or site in self.lobby.joined
+        if self.over or (counted and site not in self.lobby.present):
             return
-        present.discard(site)
+        metrics = self._final_metrics.get(site)
+        self._observer(SiteLeft(site, reason, metrics or {}))
         self._intake.forget(site)
-        self._observer(SiteLeft(site, reason, self._final_metrics.get(site, {})))
-        if self._round is None:
+        if not self._rounds.begun:
             self._left_early(site, f"site {site!r} left before round 0: {reason}")
-        elif self._finished:
-            self._end_when_all_left()
-        else:
-            verb = "failed" if failed else "left"
-            self._go_on_without(self._round, site, f"site {site!r} {verb}: {reason}")
+            return
+        self.lobby.lose(site, reason or "it has left")
+        self._ledger.write(lambda store: store.left(site, metrics, refused=False))
+        verb = "failed" if failed else "left"
+        self._rounds.lose(site, f"site {site!r} {verb}: {reason}")
+        self._end_when_all_left()
 
     def abort(self, reason: str, *, failed_site: str = "") -> None:
         """End the run for all."""
@@ -162,27 +191,50 @@ class Run:
         """Drop what is underway."""
         self._intake.close()
 
-    @property
-    def _finished(self) -> bool:
-        """Whether the final model is out."""
-        return self._number == self._plan.rounds
-
-    @property
-    def _number(self) -> int:
-        """The round being played, or the number of rounds played."""
-        return INITIAL if self._round is None else self._round.number
+    def _failed(self, reason: str, site: str) -> None:
+        self.abort(reason, failed_site=site)
 
     def _join(self, site: str, join: Join) -> None:
-        if site in self.lobby.joined:
+        known = site in self.lobby.joined
+        if site in self.lobby.present and join == self.lobby.joined[site]:
             self._say_again(site)
-            return
-        if reason := self.lobby.too_late(site):  # it said hello before the others
+        elif reason := self.lobby.unwanted(site):  # it said hello before the others
             self._send(site, Aborted(reason=reason))
-            return
+        elif self._rounds.begun:
+            self._join_later(site, join)
+        elif known:  # the same site, with another model
+            self.lobby.leave(site)
+            self._opening.forget(site)
+            self._enter(site, join)
+        else:
+            self._enter(site, join)
+
+    def _enter(self, site: str, join: Join) -> None:
         self.lobby.enter(site, join)
         self._observer(self.lobby.event(site))
         if self.lobby.full:
             self._compare()
+
+    def _join_later(self, site: str, join: Join) -> None:
+        """Let a site in that is new, or whose script was started again."""
+        refusal = self.lobby.misfit(site, join)
+        if refusal is not None:
+            self._reject(refusal)
+            return
+        if site not in self.lobby.present:
+            self._come_back(site, join)
+        self._rounds.announce(site)
+
+    def _come_back(self, site: str, join: Join) -> None:
+        known = site in self.lobby.joined
+        self.lobby.enter(site, join)
+        self._final_metrics.pop(site, None)
+        since = self._rounds.invite(site)
+        if known:
+            self._ledger.write(lambda store: store.came_back(site, since=since))
+        else:
+            self._ledger.write(lambda store: store.entered(site, join, since=since))
+        self._observer(self.lobby.event(site))
 
     def _left_early(self, site: str, reason: str) -> None:
         """A site is gone before round 0: wait for another one, or end the run."""
@@ -195,14 +247,14 @@ class Run:
 
     def _say_again(self, site: str) -> None:
         """Answer a site that lost its connection, and perhaps an answer with it."""
-        if self._distribution is not None:
-            self._distribution.announce(site)
+        if self._rounds.begun:
+            self._rounds.announce(site)
         else:
             self._opening.repeat(site)
 
     def _compare(self) -> None:
         """All have joined: refuse those that do not fit, or ask one to begin."""
-        refusals = self.lobby.refusals()
+        refusals = self.lobby.misfits()
         for refusal in refusals:
             self._guests.refuse(refusal)
         if refusals:
@@ -213,19 +265,22 @@ class Run:
                 self._send(site, Checked())
             self.over = True
         else:
-            self._begin_when_all_is_there()
+            joined = dict(self.lobby.joined)
+            self._ledger.write(
+                lambda store: store.gathered(joined), self._begin_when_all_is_there
+            )
 
     def _offered(self, site: str, offer: Offer) -> None:
-        if self._intake.has(site, offer):
-            self._send(site, Committed(stream=offer.stream))
-            if self._distribution is not None and self._number > offer.round_number:
-                self._distribution.announce(site)
-        elif not self._intake.awaits(site, offer):
-            self._observer(UpdateIgnored(site, offer.round_number))
-        elif offer.spooled:
-            self._arrived(self._intake.spooled(site, offer), offer.spooled)
+        if self._intake.awaits(site, offer):
+            if offer.spooled:
+                self._arrived(self._intake.spooled(site, offer), offer.spooled)
+            else:
+                self._reject(self._intake.open(site, offer))
+        elif site in self.lobby.present:
+            repeated = self._intake.has(site, offer)
+            self._rounds.stale(site, offer.round_number, repeated=repeated)
         else:
-            self._reject(self._intake.open(site, offer))
+            self._observer(UpdateIgnored(site, offer.round_number))
 
     def _commit(self, site: str, commit: Commit) -> None:
         parcel = self._intake.commit(site, commit)
@@ -237,7 +292,6 @@ class Run:
         if isinstance(parcel, Refusal):
             self._reject(parcel)
             return
-        self._send(parcel.site, Committed(stream=parcel.offer.stream))
         self._worker.do(
             self._intake.inspection(parcel), partial(self._inspected, parcel, digest)
         )
@@ -246,114 +300,23 @@ class Run:
         self, parcel: Parcel, stream: bytes, weights: ModelState | Refusal
     ) -> None:
         """An update was looked at: let it count, or refuse it."""
-        if self.over:
-            return
         if isinstance(weights, Refusal):
             self._reject(weights)
         elif parcel.offer.round_number == INITIAL:
+            self._send(parcel.site, Committed(stream=parcel.offer.stream))
             self._opening.arrived(Initial(parcel, stream, weights.layout))
             self._begin_when_all_is_there()
         else:
-            self._admit(parcel, weights)
+            self._rounds.admit(parcel, weights)
 
     def _begin_when_all_is_there(self) -> None:
         """Start from the weights of the site that was asked, once they are here."""
-        initial = self._opening.advance()
-        if initial is None:
-            return
-        path, offer = initial.parcel.path, initial.parcel.offer
-        assert path is not None  # noqa: S101 - only a later one may be short
-        self._worker.small = offer.num_bytes <= SHORT_BYTES
-        self._aggregator = Aggregator(
-            self._plan, initial.layout, self._strategy, self._spool, self._worker.each
-        )
-        self._open_round(self._aggregator.first(path, initial.stream), 0)
+        if not self._rounds.begun and (initial := self._opening.advance()):
+            self._rounds.begin(initial)
 
-    def _admit(self, parcel: Parcel, weights: ModelState) -> None:
-        """Let an update count, and fold what is next in the cohort's order."""
-        site, offer = parcel.site, parcel.offer
-        current, number = self._round, offer.round_number
-        if current is None or not current.receive(site, number, offer.num_examples):
-            self._observer(UpdateIgnored(site, number))
-            return
-        if offer.spooled and self._distribution is not None:
-            self._distribution.shared(site)
-        report = self._report.received(site, offer)
-        self._observer(Updated(site, current.number, report))
-        self._updates[site] = weights
-        self._go_on(current)
-
-    def _go_on(self, current: Round) -> None:
-        """Fold what is due, and end the round if that was all."""
-        assert self._aggregator is not None  # noqa: S101 - there is a round
-        assert self._model is not None  # noqa: S101
-        for site in current.due():
-            weights, num_examples = self._updates.pop(site), current.num_examples[site]
-            self._worker.do(partial(self._aggregator.add, weights, num_examples))
-        if current.complete and not self._complete:
-            self._complete = True
-            self._worker.do(
-                partial(self._aggregator.finish, self._model, current.number + 1),
-                partial(self._played, current),
-            )
-
-    def _played(self, current: Round, outcome: Publication | Refusal) -> None:
-        """A round is over."""
-        if self.over:
-            return
-        if isinstance(outcome, Refusal):
-            self.abort(f"round {current.number}: {outcome}")
-            return
-        self._weights = current.num_examples
-        record = self._report.record(self._weights, error_down=outcome.error)
-        self._open_round(outcome, current.number + 1, record)
-
-    def _open_round(
-        self, model: Publication, number: int, record: RoundRecord | None = None
-    ) -> None:
-        """Tell all of the model that came out of the round on record."""
-        before, self._model = self._model, model
-        self._report = RoundReport(number)
-        self._updates.clear()
-        self._complete = False
-        least = self._plan.selection.least
-        self._round = Round(number, self.lobby.present, quorum=least)
-        cohort = () if self._finished else self._round.cohort
-        self._intake.begin(number, cohort, model.weights.layout, model)
-        self._distribution = Distribution(
-            model, number, final=self._finished, send=self._send, report=self._report
-        )
-        for site in sorted(self.lobby.present):
-            self._distribution.announce(site)
-        self._worker.do(
-            partial(blake3_of, model.model.path),
-            partial(self._record, model, number, record),
-        )
-        if self._finished:
-            self._worker.do_aside(partial(sync, model.model.path))
-        if before is not None:
-            self._worker.do_aside(before.discard)
-
-    def _record(
-        self, model: Publication, number: int, record: RoundRecord | None, blake3: str
-    ) -> None:
-        """A global model is out, and the round that it came out of is over."""
-        if self.over:
-            return
+    def _recorded(self, number: int, blake3: str) -> None:
         self.result = Result(rounds=number, blake3=blake3)
-        final = number == self._plan.rounds
-        self._observer(
-            Published(number, model.model.path, model.weights, blake3, final)
-        )
-        if record is not None:
-            played = msgspec.structs.replace(record, blake3=blake3)
-            self._observer(RoundPlayed(played))
         self._end_when_all_left()
-
-    def _serve(self, site: str, want: Want) -> None:
-        """Send what a site asks for of the global model."""
-        if self._distribution is not None and site in self.lobby.present:
-            self._distribution.serve(site, want)
 
     def _reject(self, refusal: Refusal | None) -> None:
         """Refuse what a site sent, if it is wrong, and go on without the site."""
@@ -362,28 +325,15 @@ class Run:
         site = refusal.site
         self._guests.refuse(refusal)
         self._intake.forget(site)
-        if self._round is None:
+        if not self._rounds.begun:
             self._left_early(site, str(refusal))
-        else:
-            self.lobby.present.discard(site)
-            self._go_on_without(self._round, site, str(refusal))
-
-    def _go_on_without(self, current: Round, site: str, reason: str) -> None:
-        """A site is gone in the middle of a round: go on or give up."""
-        current.lose(site)
-        least = self._plan.selection.least
-        last = current.number + 1 == self._plan.rounds
-        if current.hopeless or (not last and len(self.lobby.present) < least):
-            reason = (
-                f"round {current.number}: {reason}. The quorum of {least} cannot be "
-                "reached; set selection.quorum in the plan to go on without it"
-            )
-            self.abort(reason, failed_site=site)
-        else:
-            self._go_on(current)
+            return
+        self.lobby.refuse(refusal)
+        self._ledger.write(lambda store: store.left(site, None, refused=True))
+        self._rounds.lose(site, str(refusal))
 
     def _leave(self, site: str, message: Leave) -> None:
-        if site in self.lobby.present:
+        if site in self.lobby.present and self._rounds.finished:
             self._final_metrics[site] = message.metrics
         self._send(site, Bye())
         self.site_left(site, in_words(message.reason), failed=message.failed)
@@ -392,5 +342,5 @@ class Run:
         """End, once the final model is on record and nobody needs it any more."""
         if self.lobby.present or self.result.rounds != self._plan.rounds:
             return
-        self.result = parting(self.result, self._final_metrics, self._weights)
+        self.result = parting(self.result, self._final_metrics, self._rounds.weights)
         self.over = True

@@ -16,20 +16,29 @@ class Session:
 
     Attributes:
         stage: Where its run is played.
-        hello: How it introduced itself; a session is known again by its mark.
-        peer: Its connection.
+        site: Its name.
+        hello: How it introduced itself; a session is known again by its mark.  None if
+            it has not yet, since the server was started again.
+        peer: Its connection; empty without one.
         heard: When it last said something, on the monotonic clock.
+        given_up: Whether it was silent for too long, or sent away.
     """
 
     stage: Stage
-    hello: Hello
+    site: str
+    hello: Hello | None
     peer: bytes
     heard: float
+    given_up: bool = False
 
-    @property
-    def site(self) -> str:
-        """Its name."""
-        return self.hello.site
+    def is_of(self, hello: Hello) -> bool:
+        """Return whether who says hello is who is known already."""
+        return self.hello is not None and self.hello.session == hello.session
+
+    def is_before(self, hello: Hello) -> bool:
+        """Return whether it has come over another connection since it said hello."""
+        known = self.hello
+        return known is not None and hello.connection < known.connection
 
 
 @final
@@ -51,8 +60,19 @@ class Sessions:
     def open(self, stage: Stage, hello: Hello, peer: bytes) -> None:
         """Begin a session, or go on with one over a new connection."""
         self.close(self._by_site.get((stage.name, hello.site)))
-        session = Session(stage, hello, peer, time.monotonic())
+        session = Session(stage, hello.site, hello, peer, time.monotonic())
         self._by_site[stage.name, hello.site] = self._by_peer[peer] = session
+
+    def expect(self, stage: Stage, site: str) -> None:
+        """Begin a session with a site that has to say hello yet."""
+        session = Session(stage, site, None, b"", time.monotonic())
+        self._by_site[stage.name, site] = session
+
+    def give_up(self, session: Session) -> None:
+        """End a session, and know it again if it comes back."""
+        self._by_peer.pop(session.peer, None)
+        session.peer = b""
+        session.given_up = True
 
     def close(self, session: Session | None) -> None:
         """End a session."""
@@ -67,7 +87,7 @@ class Sessions:
 
     def silent_since(self, moment: float) -> list[Session]:
         """Return the sessions whose site has said nothing since a moment."""
-        return [one for one in self if one.heard < moment]
+        return [one for one in self if one.heard < moment and not one.given_up]
 
     def excuse(self, seconds: float) -> None:
         """Count some seconds for nobody: it was the server that did not listen."""

@@ -25,8 +25,22 @@ class Spool:
         return os.access(self.folder / _UPDATES, os.W_OK)
 
     def make(self) -> None:
-        """Make the folders."""
-        (self.folder / _UPDATES).mkdir(parents=True)
+        """Make the folders, unless they are there."""
+        (self.folder / _UPDATES).mkdir(parents=True, exist_ok=True)
+
+    def clear(self, number: int | None) -> None:
+        """Remove what a server left that was killed while it wrote.
+
+        Args:
+            number: Of the round whose model is kept, and the updates; None if there is
+                none.
+        """
+        kept = None if number is None else self.model(number)
+        for pattern in ("global-*", f"{_UPDATES}/*"):
+            for path in self.folder.glob(pattern):
+                complete = path.suffix == ".safetensors" and path.parent != self.folder
+                if path != kept and not (complete and kept):
+                    path.unlink()
 
     def model(self, number: int) -> Path:
         """Return the file of the global model that a round starts from."""

@@ -11,6 +11,7 @@ from flare_core._plan import Plan
 from flare_core.application._distribution import Send
 from flare_core.application._events import Observer, RunEnded, RunOpened
 from flare_core.application._run import Run
+from flare_core.application._run_store import Ledger, RunStore
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Post, Worker
 from flare_core.communication import Welcome
@@ -25,7 +26,8 @@ class Stage:
     Args:
         name: Of the run.
         plan: What is played.
-        spool: The folder for what is underway; it is made, and removed at the end.
+        spool: The folder for what is underway; it is made, and removed when the run is
+            over.
         observer: Told of everything that happens.
         send: How to reach a site of this run.
         post: Has something called on the server's thread.
@@ -33,7 +35,7 @@ class Stage:
         num_threads: Cores to average on.
         preflight: Whether to compare the sites only.
         share_spool: Whether sites may put their updates into the spool themselves.
-        patient: Whether sites may come and go before round 0.
+        lasting: Whether the run outlives the server, and waits for sites that are gone.
 
     Attributes:
         name: Of the run.
@@ -54,7 +56,7 @@ class Stage:
         num_threads: int,
         preflight: bool = False,
         share_spool: bool = False,
-        patient: bool = False,
+        lasting: bool = False,
     ) -> None:
         self.name = name
         self.error: BaseException | None = None
@@ -63,34 +65,47 @@ class Stage:
         self._folder = spool
         self._files = Spool(spool / name)
         self._made = self._ended = False
+        self._lasting = lasting
+        self._store: RunStore | None = None
         self._worker = Worker(
-            lambda job: post(lambda: self.do(job)), num_threads=num_threads
+            lambda job: post(lambda: self._deliver(job)), num_threads=num_threads
         )
+        self._ledger = Ledger(self._worker)
         self.run = Run(
             Welcome(plan=plan, run=name, ping_s=ping_s),
             spool=self._files,
             share=share_spool,
             send=send,
             worker=self._worker,
+            ledger=self._ledger,
             observer=observer,
             preflight=preflight,
-            patient=patient,
+            patient=lasting,
         )
 
     def open(self, endpoint: str) -> None:
-        """Make the folders, and say that the run is open.
+        """Make the folders, or go on with those of an earlier server, and say so.
 
         Raises:
-            ConfigurationError: If there is no room for the folders.
+            ConfigurationError: If there is no room for the folders, or what is in them
+                is damaged.
         """
         try:
-            self._folder.mkdir(parents=True, mode=0o700)
+            self._folder.mkdir(parents=True, mode=0o700, exist_ok=self._lasting)
             self._files.make()
         except OSError as exc:
             msg = f"cannot make the folder {self._folder}: {exc.strerror}"
             raise ConfigurationError(msg) from exc
         self._made = True
         self._observer(RunOpened(self._plan, endpoint))
+        if self._lasting:
+            plan = self._plan.fingerprint
+            self._store = RunStore(self._files.folder, run=self.name, plan=plan)
+            self._ledger.keep_in(self._store)
+            kept = self._store.kept()
+            self._files.clear(None if kept is None else kept.number)
+            if kept is not None:
+                self.run.resume(kept)
 
     def do(self, act: Callable[[], object]) -> None:
         """Do something for this run; on the server's thread only."""
@@ -100,6 +115,11 @@ class Stage:
             act()
         except Exception as exc:  # noqa: BLE001 - other runs are to go on
             self.fail(exc)
+
+    def _deliver(self, job: Callable[[], object]) -> None:
+        """Have done what follows from a result, unless it is too late."""
+        if not self.run.over:
+            self.do(job)
 
     def fail(self, error: BaseException) -> None:
         """End the run because of the server's own failure."""
@@ -116,8 +136,14 @@ class Stage:
         self._ended = True
 
     def close(self) -> None:
-        """End its threads and remove its folder; after `end`, from any thread."""
+        """End its threads; after `end`, from any thread.
+
+        The folder is removed, unless the run is to go on with the next server.
+        """
         self._worker.close()
         self.run.close()
-        if self._made:  # else the folder is another server's
+        if self._store is not None:
+            self._store.close()
+        goes_on = self._lasting and not self.run.over
+        if self._made and not goes_on:  # else the folder is another server's
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -33,7 +33,7 @@ class Worker:
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="flare-disk")
 
     def do(
-        self, job: Callable[[], _T], then: Callable[[_T], None] = lambda _: None
+        self, job: Callable[[], _T], then: Callable[[_T], object] = lambda _: None
     ) -> None:
         """Do a job; on the server's thread only.
 
@@ -48,10 +48,17 @@ class Worker:
         future = self._jobs.submit(job)
         future.add_done_callback(lambda done: self._post(partial(_deliver, done, then)))
 
-    def do_aside(self, job: Callable[[], None]) -> None:
-        """Do what nobody waits for, such as waiting for a disk."""
+    def do_aside(
+        self, job: Callable[[], _T], then: Callable[[_T], object] = lambda _: None
+    ) -> None:
+        """Do, in order, what no other job waits for, such as waiting for a disk.
+
+        Args:
+            job: Called on a thread of its own.
+            then: As in `do`.
+        """
         future = self._aside.submit(job)
-        future.add_done_callback(lambda done: self._post(done.result))
+        future.add_done_callback(lambda done: self._post(partial(_deliver, done, then)))
 
     def each(
         self, function: Callable[[_T], _R], items: Iterable[_T], /
@@ -75,5 +82,5 @@ class Worker:
         self._aside.shutdown()
 
 
-def _deliver(done: Future[_T], then: Callable[[_T], None]) -> None:
+def _deliver(done: Future[_T], then: Callable[[_T], object]) -> None:
     then(done.result())

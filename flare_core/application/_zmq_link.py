@@ -81,9 +81,14 @@ class ZmqLink:
         self._put = INITIAL - 1
         self._courier: Courier | None = None
         self._plan: Plan | None = None
-        self._fingerprint = ""
+        self._fingerprint = self._run = ""
         self._edge = Edge(site, Encoding(), run="")
         self._layout = Layout(())
+
+    @property
+    def run(self) -> str:
+        """The run's own name; empty before `plan`."""
+        return self._run
 
     def plan(self) -> Plan:
         """Return the run's plan; asked for once.
@@ -104,7 +109,7 @@ class ZmqLink:
             welcome = self._sure(self._courier.ask(hello, Welcome), Welcome)
             with self._within_policy():
                 self._fingerprint = self._gate.take_part(welcome.run, welcome.plan)
-            self._plan = welcome.plan
+            self._plan, self._run = welcome.plan, welcome.run
             self._edge = Edge(self._site, welcome.plan.encoding, run=welcome.run)
             if self._site.spool:
                 self._spool = Spool(Path(self._site.spool, welcome.run))
@@ -117,19 +122,7 @@ class ZmqLink:
             PreflightPassed: If the server only wanted to compare.
             PolicyError: If a tensor must not leave.
         """
-        self.plan()
-        self._layout = proposal.weights.layout
-        with self._within_policy():
-            self._gate.join(self._layout)
-        request = Join(
-            layout=self._layout,
-            plan=self._fingerprint,
-            base=proposal.base,
-            schedule=proposal.schedule,
-            stays=proposal.stays,
-            horizon=proposal.horizon,
-        )
-        answer = self._connected.ask(request, Propose, Start, Checked)
+        answer = self._join(proposal)
         if isinstance(answer, Checked):
             self._gate.ended("the pre-flight is over")
             self._close()  # the server has ended: there is no good-bye to wait for
@@ -138,6 +131,27 @@ class ZmqLink:
             _log.info("site %r gives the initial weights", self._site.name)
             return self._hand_in(proposal.weights, round_number=INITIAL)
         return self._fetch(self._sure(answer, Start))
+
+    def resume(self, proposal: Proposal, update: Update) -> GlobalModel:
+        """Take part again, with an update that may have arrived before.
+
+        Raises:
+            PolicyError: If a tensor must not leave.
+        """
+        start = self._sure(self._join(proposal), Start)
+        if start.round_number > update.round_number:
+            _log.info(
+                "site %r goes on in round %d", self._site.name, start.round_number
+            )
+            return self._fetch(start)
+        _log.info(
+            "site %r hands in what it had trained in round %d",
+            self._site.name,
+            update.round_number,
+        )
+        if self._plan is not None and self._plan.encoding.up != "none":
+            self._fetch(start)  # what the update is told against
+        return self.exchange(update)
 
     def exchange(self, update: Update) -> GlobalModel:
         """Hand in an update and return the next global model.
@@ -170,6 +184,22 @@ class ZmqLink:
             _log.info("site %r leaves: %s", self._site.name, exc)
         finally:
             self._close()
+
+    def _join(self, proposal: Proposal) -> ToSite | None:
+        """Say what the site would exchange; return what the server says to that."""
+        self.plan()
+        self._layout = proposal.weights.layout
+        with self._within_policy():
+            self._gate.join(self._layout)
+        request = Join(
+            layout=self._layout,
+            plan=self._fingerprint,
+            base=proposal.base,
+            schedule=proposal.schedule,
+            stays=proposal.stays,
+            horizon=proposal.horizon,
+        )
+        return self._connected.ask(request, Propose, Start, Checked)
 
     @property
     def _connected(self) -> Courier:

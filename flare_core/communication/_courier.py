@@ -182,6 +182,9 @@ class Courier:
             self._backoff_s = _RECONNECT_S
             _log.warning("site %r: %s is back", self._site, self._address)
         answer = self._session.receive(frames)
+        while self._session.notices:
+            words = self._session.notices.popleft()
+            _log.warning("site %r: the server says: %s", self._site, words)
         if self._session.next_key:
             self._renew()
         if answer is not None:

@@ -17,6 +17,7 @@ from flare_core.communication._safetensors import Frame
 from flare_core.communication._streams import CHUNK_BYTES, WINDOW, Incoming
 
 _ROOM_BYTES = WINDOW * CHUNK_BYTES
+_PLAIN = ".safetensors"
 
 
 @final
@@ -33,6 +34,18 @@ class Parcel:
     site: str
     offer: Offer
     path: Path | None
+
+    @property
+    def plain(self) -> "Parcel":
+        """The same, when its file was decoded: that one has another name."""
+        if self.path is None:
+            return self
+        return Parcel(self.site, self.offer, self.path.with_suffix(_PLAIN))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its file is decoded."""
+        return self.path is not None and self.path.suffix == _PLAIN
 
     def contents(self) -> Frame:
         """Return its bytes, mapped or in memory."""

@@ -23,9 +23,11 @@ A site that shares the server's spool writes its update there, and its `Offer` s
 `Committed` is the next word.  It finds the file of a global model there, too.
 
 Each further round begins with the site's next `Offer`.  `Refused` and `Aborted` can
-answer anything; `Ping` is answered by `Pong`; in a pre-flight `Checked` answers the
-joins and nothing follows.  After a break a site says `Hello` again with the same
-session, and what it was waiting for; a stream goes on where it was.
+answer anything, and `Notice` may come at any time; `Ping` is answered by `Pong`; in a
+pre-flight `Checked` answers the joins and nothing follows.  After a break a site says
+`Hello` again with the same session, and what it was waiting for; a stream goes on where
+it was.  A script that is started again has another session; it joins as before, and is
+told of the round that is played.
 
 A sentence is one frame, or several if it is long; a chunk is a header frame, then
 frames of bytes.
@@ -45,7 +47,7 @@ from flare_core._site import SiteName
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._streams import CHUNK_BYTES, SHORT_BYTES
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised with every change that an older peer would misread."""
 INITIAL = -1
 """Stands for the round of the weights that a run starts from."""
@@ -218,7 +220,7 @@ class Propose(_Message, frozen=True):
 
 
 class Committed(_Message, frozen=True):
-    """A stream has arrived, and will count or be refused."""
+    """A stream has arrived, and counts whatever happens to the server."""
 
     stream: StreamId
 
@@ -281,6 +283,16 @@ class Pong(_Message, frozen=True):
     """I am here."""
 
 
+class Notice(_Message, frozen=True):
+    """Something that whoever looks after a site will want to know.
+
+    Attributes:
+        words: What it is.
+    """
+
+    words: str
+
+
 class Renew(_Message, frozen=True):
     """The server will have another key soon.
 
@@ -329,7 +341,7 @@ class Chunk:
     frames: Sequence[Frame]
 
 
-ToServer: TypeAlias = Hello | Join | Offer | Want | Commit | Leave | Ping | Ask
+ToServer: TypeAlias = Hello | Join | Offer | Want | Commit | Leave | Ping | Pong | Ask
 ToSite: TypeAlias = (
     Welcome
     | Propose
@@ -340,7 +352,9 @@ ToSite: TypeAlias = (
     | Aborted
     | Checked
     | Bye
+    | Ping
     | Pong
+    | Notice
     | Renew
     | Answer
     | Denied

@@ -9,7 +9,9 @@ from flare_core._plan import Plan
 from flare_core._site import SiteName
 
 Role: TypeAlias = Literal["admin", "researcher", "site", "observer"]
-State: TypeAlias = Literal["waiting", "playing", "finished", "stopped", "failed"]
+State: TypeAlias = Literal[
+    "waiting", "playing", "paused", "finished", "stopped", "failed"
+]
 RunFile: TypeAlias = Literal[
     "plan.toml", "rounds.jsonl", "result.json", "progress.log", "global.safetensors"
 ]
@@ -250,7 +252,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
         sites: Those that have joined and not left.
         rounds: Rounds played.
         blake3: Of the newest global model; empty if there is none.
-        error: Why it ended early, if it did.
+        error: Why it ended early, or what it waits for.
     """
 
     name: str

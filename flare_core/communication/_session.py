@@ -21,7 +21,9 @@ from flare_core.communication._messages import (
     Commit,
     Committed,
     Hello,
+    Notice,
     Offer,
+    Ping,
     Pong,
     Propose,
     Refused,
@@ -60,12 +62,14 @@ class Session:
     Attributes:
         outbox: Messages to send, in order; whoever carries them empties it.
         parted: Whether the server has said its last word.
+        notices: What the server wants people to know; whoever tells them empties it.
         ping_s: How often to say that the site lives while it trains, in seconds.
         next_key: The public key that the server will have soon, if it said so.
     """
 
     def __init__(self, hello: Hello) -> None:
         self.outbox: deque[list[Frame]] = deque()
+        self.notices: deque[str] = deque()
         self.parted = False
         self.ping_s = math.inf
         self.next_key = ""
@@ -148,10 +152,8 @@ class Session:
                 return self._received(message)
             case Want():
                 self._send_chunks(message)
-            case Committed() if not self._opens:
-                self._outgoing = Outgoing([])
             case Committed():
-                pass  # it may have to be sent again: see below
+                pass  # kept all the same: a server may lose even what it has written
             case Propose() if self._opens:  # another one was asked since, and has left
                 self._say_again()
             case Welcome():
@@ -160,8 +162,12 @@ class Session:
                 return self._answer(message)
             case Renew():
                 self.next_key = message.key
+            case Ping():
+                self._say(Pong())
             case Pong():
                 pass
+            case Notice():
+                self.notices.append(message.words)
             case _:
                 self.parted = isinstance(message, _LAST_WORDS)
                 return self._answer(message)

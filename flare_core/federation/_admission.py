@@ -4,36 +4,49 @@ import math
 from collections.abc import Iterator, Mapping
 
 from flare_core._errors import Refusal
-from flare_core._model import Layout, ModelState, TensorSpec, Update, all_finite
+from flare_core._model import (
+    Layout,
+    ModelState,
+    TensorClass,
+    TensorSpec,
+    Update,
+    all_finite,
+    squared_distance,
+)
+from flare_core._plan import Admission
 
 _MOST_EXAMPLES = 2**53
 _SAME_MODEL = "do all sites run the same model, of the same version?"
 
 
-def differing_layouts(layouts: Mapping[str, Layout]) -> Iterator[Refusal]:
-    """Yield each site whose model differs from that of the first one by name.
+def differing_layouts(
+    layouts: Mapping[str, Layout], reference: str = ""
+) -> Iterator[Refusal]:
+    """Yield each site whose model differs from that of a reference.
 
     Args:
         layouts: What each site would exchange, by site.
+        reference: A site; by default the first one by name.
 
     Yields:
-        The first tensor that differs, with what the first site has.
+        The first tensor that differs, with what the reference has.
     """
-    reference_site = min(layouts)
-    reference = layouts[reference_site]
+    reference = reference or min(layouts)
+    expected = layouts[reference]
     for site in sorted(layouts):
-        if layouts[site].hash != reference.hash:
-            yield _layout_refusal(site, layouts[site], reference_site, reference)
+        if layouts[site].hash != expected.hash:
+            yield _layout_refusal(site, layouts[site], reference, expected)
 
 
-def differing_bases(bases: Mapping[str, str]) -> Iterator[Refusal]:
-    """Yield each site whose frozen base differs from that of the first one by name.
+def differing_bases(bases: Mapping[str, str], reference: str = "") -> Iterator[Refusal]:
+    """Yield each site whose frozen base differs from that of a reference.
 
     Args:
         bases: Fingerprint of what is frozen and stays behind, by site; empty where
             nothing is.
+        reference: A site; by default the first one by name.
     """
-    reference = min(bases)
+    reference = reference or min(bases)
     for site in sorted(bases):
         if bases[site] != bases[reference]:
             yield Refusal(
@@ -47,9 +60,16 @@ def differing_bases(bases: Mapping[str, str]) -> Iterator[Refusal]:
             )
 
 
-def differing_schedules(schedules: Mapping[str, str]) -> Iterator[Refusal]:
-    """Yield each site that cuts its rounds otherwise than the first one by name."""
-    reference = min(schedules)
+def differing_schedules(
+    schedules: Mapping[str, str], reference: str = ""
+) -> Iterator[Refusal]:
+    """Yield each site that cuts its rounds otherwise than a reference.
+
+    Args:
+        schedules: In words, by site.
+        reference: A site; by default the first one by name.
+    """
+    reference = reference or min(schedules)
     for site in sorted(schedules):
         if schedules[site] != schedules[reference]:
             yield Refusal(
@@ -62,23 +82,63 @@ def differing_schedules(schedules: Mapping[str, str]) -> Iterator[Refusal]:
             )
 
 
-def inadmissible(update: Update, layout: Layout) -> Refusal | None:
+def inadmissible(
+    update: Update, current: ModelState, admission: Admission | None = None
+) -> Refusal | None:
     """Return why an update cannot be averaged, or None if it can.
 
     Args:
         update: What a site sent.
-        layout: Layout of the global model.
+        current: The global model that the round started from.
+        admission: What the plan says that it must keep to.
     """
-    if not 1 <= update.num_examples < _MOST_EXAMPLES:
-        few = update.num_examples < 1
-        return _update_refusal(
-            update.site,
-            "num_examples",
-            "at least 1" if few else f"less than {_MOST_EXAMPLES:,}",
-            str(update.num_examples),
-            "a site with no data should not train" if few else "is that a count?",
-        )
-    return unfit(update.site, update.weights, layout)
+    admission = admission or Admission()
+    return (
+        _implausible(update, admission)
+        or unfit(update.site, update.weights, current.layout)
+        or _too_far(update, current, admission)
+    )
+
+
+def _implausible(update: Update, admission: Admission) -> Refusal | None:
+    most = admission.most_examples or _MOST_EXAMPLES - 1
+    if 1 <= update.num_examples <= most:
+        return None
+    few = update.num_examples < 1
+    return _update_refusal(
+        update.site,
+        "num_examples",
+        "at least 1" if few else f"at most {most:,}",
+        f"{update.num_examples:,}",
+        "a site with no data should not train" if few else "is that a count?",
+    )
+
+
+def _too_far(
+    update: Update, current: ModelState, admission: Admission
+) -> Refusal | None:
+    if admission.most_norm is None:
+        return None
+    parameters = [
+        spec.name
+        for spec in current.layout.tensors
+        if spec.kind is TensorClass.PARAMETER
+    ]
+    squares = {
+        name: squared_distance(update.weights[name], current[name])
+        for name in parameters
+    }
+    norm = math.sqrt(math.fsum(squares.values()))
+    if norm <= admission.most_norm:
+        return None
+    longest = max(squares, key=lambda name: squares[name])
+    return _update_refusal(
+        update.site,
+        f"L2 norm of the update, most of it in tensor {longest!r}",
+        f"at most {admission.most_norm:g} (admission.most_norm in the plan)",
+        f"{norm:g}",
+        "its local training went astray: lower the learning rate, or raise the bound",
+    )
 
 
 def unfit(site: str, weights: ModelState, layout: Layout) -> Refusal | None:

@@ -1,15 +1,15 @@
 """One round as a state machine: who is invited, who has answered, who is missing."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import final
 
 
 @final
 class Round:
-    """Tells whose update is to be folded next, in the cohort's order.
+    """Tells whose updates can be folded, in the cohort's order.
 
-    An update is due as soon as all those before it, by site name, are in or given up;
-    until then it waits.  So the result does not depend on who answered first.
+    An update is ready as soon as all those before it, by site name, are in or given
+    up; until then it waits.  So the result does not depend on who answered first.
 
     Args:
         number: The round, counted from 0.
@@ -19,11 +19,15 @@ class Round:
 
     def __init__(self, number: int, cohort: Iterable[str], *, quorum: int) -> None:
         self.number = number
-        self.cohort = tuple(sorted(cohort))
         self._quorum = quorum
-        self._pending = list(self.cohort)
-        self._missing = set(self.cohort)
+        self._missing = set(cohort)
+        self._given_up: set[str] = set()
         self._num_examples: dict[str, int] = {}
+
+    @property
+    def cohort(self) -> tuple[str, ...]:
+        """The sites invited, in order."""
+        return tuple(sorted({*self._missing, *self._given_up, *self._num_examples}))
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -33,11 +37,7 @@ class Round:
     @property
     def num_examples(self) -> dict[str, int]:
         """Examples by site, of the updates received, in the cohort's order."""
-        return {
-            site: self._num_examples[site]
-            for site in self.cohort
-            if site in self._num_examples
-        }
+        return dict(sorted(self._num_examples.items()))
 
     @property
     def complete(self) -> bool:
@@ -45,9 +45,16 @@ class Round:
         return not self._missing and len(self._num_examples) >= self._quorum
 
     @property
-    def hopeless(self) -> bool:
-        """Whether the quorum cannot be reached any more."""
-        return len(self._num_examples) + len(self._missing) < self._quorum
+    def short_by(self) -> int:
+        """How many sites would have to come for the quorum; 0 if it can be reached."""
+        return max(0, self._quorum - len(self._num_examples) - len(self._missing))
+
+    @property
+    def ready(self) -> tuple[str, ...]:
+        """Sites whose updates can be folded: all before the first one missing."""
+        first = min(self._missing, default=None)
+        sites = sorted(self._num_examples)
+        return tuple(site for site in sites if first is None or site < first)
 
     def receive(self, site: str, round_number: int, num_examples: int) -> bool:
         """Take note of an update.
@@ -63,11 +70,15 @@ class Round:
 
     def lose(self, site: str) -> None:
         """Give up a site that has not answered; one that has, still counts."""
-        self._missing.discard(site)
+        if site in self._missing:
+            self._missing.remove(site)
+            self._given_up.add(site)
 
-    def due(self) -> Iterator[str]:
-        """Yield the sites whose updates are to be folded now, each once."""
-        while self._pending and self._pending[0] not in self._missing:
-            site = self._pending.pop(0)
-            if site in self._num_examples:
-                yield site
+    def invite(self, site: str) -> None:
+        """Invite a site that comes late, or again; one that has answered, has.
+
+        What was folded already may have to be folded anew: see `ready`.
+        """
+        self._given_up.discard(site)
+        if site not in self._num_examples:
+            self._missing.add(site)

@@ -11,6 +11,9 @@ from flare_core.application import (
     RoundPlayed,
     RoundRecord,
     RunOpened,
+    RunPaused,
+    RunResumed,
+    RunTakenUp,
     SiteJoined,
     SiteLeft,
     SiteRefused,
@@ -62,6 +65,10 @@ def lines(event: Event, num_sites: int, rounds: int) -> Iterator[str]:
             yield _round(event.record, rounds)
         case SiteRefused():
             yield f"refused: {event.refusal}"
+        case RunPaused():
+            yield f"paused: {event.reason}"
+        case RunResumed() | RunTakenUp():
+            yield f"goes on in round {event.round_number}"
         case SiteLeft():
             yield f"{event.site} left" + (f": {event.reason}" if event.reason else "")
         case _:

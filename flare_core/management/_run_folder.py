@@ -21,7 +21,14 @@ import msgspec
 import tomli_w
 
 from flare_core._errors import ConfigurationError
-from flare_core.application import Event, Published, RoundPlayed, RunEnded, RunOpened
+from flare_core.application import (
+    Event,
+    Published,
+    RoundPlayed,
+    RunEnded,
+    RunOpened,
+    RunTakenUp,
+)
 
 PLAN = "plan.toml"
 ROUNDS = "rounds.jsonl"
@@ -47,6 +54,9 @@ class RunFolder:
             case RunOpened():
                 plan = without_nulls(msgspec.to_builtins(event.plan))
                 self._replace(PLAN, [tomli_w.dumps(plan).encode()])
+            case RunTakenUp():
+                lines = [msgspec.json.encode(one) + b"\n" for one in event.records]
+                self._replace(ROUNDS, lines)
             case Published():
                 link_file(event.path, self._path / GLOBAL)
             case RoundPlayed():

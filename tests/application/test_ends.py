@@ -1,6 +1,7 @@
 """However a run or a site's part in it ends, everybody is told why."""
 
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -14,7 +15,7 @@ from flare_core.communication import (
     ZmqRouter,
     encode,
 )
-from site_scripts import WAIT_S, add, model, plan, play
+from site_scripts import WAIT_S, Local, add, model, plan, play
 from support import RunServer, SiteFile
 
 _ANY_PORT = "tcp://127.0.0.1:0"
@@ -63,30 +64,37 @@ def test_a_good_bye_is_not_mistaken_for_the_model_before_it(
         assert left.result(WAIT_S) is None
 
 
-def test_a_site_that_has_left_is_not_taken_back(
+def test_a_site_whose_script_failed_comes_back_and_plays_the_same_round(
     pool: ThreadPoolExecutor, run_server: RunServer, site_file: SiteFile
 ) -> None:
     server = run_server(plan(rounds=2, quorum=1))
     file = site_file("a", server.endpoint)
+    played: list[int] = []
 
-    def leave(_: flare.ClientRound) -> tuple[dict[str, float], int]:
+    def fail(_: flare.ClientRound) -> Local:
         msg = "out of memory"
         raise MemoryError(msg)
 
-    def last_long(current: flare.ClientRound) -> tuple[flare.ModelState, int]:
+    def again(current: flare.ClientRound) -> Local:
+        played.append(current.number)
+        may_go_on.set()
+        return add(3)(current)
+
+    def last_long(current: flare.ClientRound) -> Local:
         if current.number == 0:
             assert isinstance(first.exception(WAIT_S), MemoryError)
-            with pytest.raises(flare.RunAbortedError) as told:
-                pool.submit(play, file, model(0), add(1)).result(WAIT_S)
-            reasons.append(str(told.value))
-        return current.weights, 1
+            second.append(pool.submit(play, file, model(0), again))
+            assert may_go_on.wait(WAIT_S)
+        return add(1)(current)
 
-    reasons: list[str] = []
-    first = pool.submit(play, file, model(0), leave)
+    second: list[Future[flare.ModelState]] = []
+    may_go_on = threading.Event()
+    first = pool.submit(play, file, model(0), fail)
     other = pool.submit(play, site_file("b", server.endpoint), model(0), last_long)
-    other.result(WAIT_S)
 
-    assert reasons == ["site 'a' was in this run and has left; a run takes nobody back"]
+    assert other.result(WAIT_S)["w"].tolist() == [4]
+    assert second[0].result(WAIT_S)["w"].tolist() == [4]
+    assert played == [0, 1]
 
 
 @pytest.mark.parametrize(

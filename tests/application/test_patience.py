@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import flare_core as flare
 from flare_core.application._run import Run
+from flare_core.application._run_store import Ledger
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import (
@@ -104,6 +105,7 @@ class ComingAndGoing(RuleBasedStateMachine):
             share=False,
             send=self._send,
             worker=self._worker,
+            ledger=Ledger(self._worker),
             observer=lambda _: None,
             preflight=False,
             patient=True,
@@ -194,8 +196,8 @@ class ComingAndGoing(RuleBasedStateMachine):
         np.testing.assert_array_equal(self._global(), np.float32(first.value))
 
     def _global(self) -> object:
-        assert self._run._model is not None
-        return self._run._model.weights["w"]
+        assert self._run._rounds._model is not None
+        return self._run._rounds._model.weights["w"]
 
     def _settle(self) -> None:
         """Carry all there is to say, and deliver all results."""

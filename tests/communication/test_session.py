@@ -24,7 +24,6 @@ from flare_core.communication import (
     Offer,
     Outgoing,
     Parcel,
-    Ping,
     Pong,
     Propose,
     Refused,
@@ -118,7 +117,7 @@ def test_what_is_no_message_is_an_error(session: Session) -> None:
     with pytest.raises(ProtocolError):
         session.receive([b"garbage"])
     with pytest.raises(ProtocolError):
-        session.receive(encode(Ping()))
+        session.receive(encode(Leave(metrics={})))
 
 
 def test_a_start_that_was_heard_already_is_no_answer(session: Session) -> None:
@@ -209,7 +208,7 @@ def test_an_update_whose_commit_was_lost_is_committed_after_the_break(
     assert _said(session) == [_KNOWN, _OFFER, _COMMIT]
 
 
-def test_an_update_that_has_arrived_is_offered_again_but_not_held(
+def test_an_update_that_has_arrived_is_offered_again_and_still_held(
     session: Session,
 ) -> None:
     session.send(_OFFER, [_UPDATE], Start)
@@ -221,7 +220,7 @@ def test_an_update_that_has_arrived_is_offered_again_but_not_held(
 
     assert _said(session) == [_KNOWN, _OFFER, _COMMIT]  # the start may be lost
     _heard(session, Want(stream=_OFFER.stream, start=0, stop=8))
-    assert not [one for one in _said(session) if isinstance(one, Chunk)]
+    assert _contents(_said(session)) == _UPDATE[:8]  # the server may have lost it
     assert _heard(session, _start(1)) == (_start(1),)
 
 

@@ -138,7 +138,8 @@ def test_what_a_crash_left_is_not_in_the_way_of_a_restart(
     spool = deployed.folder.runs / "one" / "spool"
 
     deployed.stop()
-    (spool / "one").mkdir(parents=True)
+    (spool / "one" / "global-0.safetensors.unfinished").write_bytes(b"half of it")
+    (spool / "one" / "updates" / "a.safetensors").write_bytes(b"nobody knows it")
     deployed.start()
     site = pool.submit(play, deployed.site("a", "one"), model(0), add(1))
 
@@ -148,15 +149,14 @@ def test_what_a_crash_left_is_not_in_the_way_of_a_restart(
     deployed.start()
 
 
-@pytest.mark.usefixtures("beside")
-def test_a_run_that_was_played_when_the_server_ended_has_failed(
-    deployed: Deployment,
+def test_a_run_that_is_played_goes_on_after_a_restart(
+    deployed: Deployment, beside: Beside, undisturbed: str
 ) -> None:
     deployed.stop()
     deployed.start()
 
-    info = deployed.info("beside")
-    assert (info.state, info.error) == ("failed", "the test is over")
+    assert deployed.info("beside").state == "playing"
+    assert beside.blake3() == undisturbed
 
 
 def test_a_folder_has_one_server(deployed: Deployment) -> None:

@@ -44,7 +44,7 @@ def _next(
     model: ModelState, played: Round, updates: dict[str, ModelState], strategy: Strategy
 ) -> ModelState:
     fold = Fold(model.layout)
-    for site in played.due():
+    for site in played.ready:
         fold.add(updates[site], played.num_examples[site])
     return assembled(
         fold,

@@ -32,7 +32,6 @@ class RoundMachine(RuleBasedStateMachine):
         self.round = Round(NUMBER, cohort, quorum=quorum)
         self.accepted: dict[str, int] = {}
         self.lost: set[str] = set()
-        self.folded: list[str] = []
 
     @rule(
         site=st.sampled_from([*SITES, "stranger"]),
@@ -55,19 +54,24 @@ class RoundMachine(RuleBasedStateMachine):
         if site in self.cohort and site not in self.accepted:
             self.lost.add(site)
 
-    @rule()
-    def fold(self) -> None:
+    @rule(site=st.sampled_from([*SITES, "stranger"]))
+    def come(self, site: str) -> None:
+        self.round.invite(site)
+
+        self.cohort.add(site)
+        self.lost.discard(site)
+
+    @invariant()
+    def all_before_the_first_who_is_missing_are_ready(self) -> None:
         missing = self.cohort - self.accepted.keys() - self.lost
         before_them = [s for s in self.accepted if s < min(missing, default="~")]
-
-        self.folded += self.round.due()
-
-        assert self.folded == sorted(before_them)
+        assert self.round.ready == tuple(sorted(before_them))
 
     @invariant()
     def knows_who_is_missing(self) -> None:
         missing = self.cohort - self.accepted.keys() - self.lost
         assert self.round.missing == tuple(sorted(missing))
+        assert self.round.cohort == tuple(sorted(self.cohort))
 
     @invariant()
     def counts_each_site_once(self) -> None:
@@ -75,13 +79,13 @@ class RoundMachine(RuleBasedStateMachine):
         assert list(self.round.num_examples) == sorted(self.accepted)
 
     @invariant()
-    def is_complete_or_hopeless_when_nobody_is_missing(self) -> None:
+    def is_complete_or_short_of_sites_when_nobody_is_missing(self) -> None:
         enough = len(self.accepted) >= self.quorum
         assert self.round.complete is (enough and not self.round.missing)
-        reachable = len(self.accepted) + len(self.round.missing) >= self.quorum
-        assert self.round.hopeless is not reachable
+        reachable = len(self.accepted) + len(self.round.missing)
+        assert self.round.short_by == max(0, self.quorum - reachable)
         if not self.round.missing:
-            assert self.round.complete is not self.round.hopeless
+            assert self.round.complete is (self.round.short_by == 0)
 
 
 TestRound = RoundMachine.TestCase
@@ -116,6 +120,7 @@ class _Played:
     def __init__(self, *cohort: str) -> None:
         self.round = Round(NUMBER, cohort, quorum=1)
         self._fold = Fold(LAYOUT)
+        self._folded: list[str] = []
         self._updates: dict[str, _Update] = {}
 
     def receive(self, *updates: _Update) -> None:
@@ -134,9 +139,13 @@ class _Played:
         return mean_of(self._fold, LAYOUT)["w"].tobytes()
 
     def _go_on(self) -> None:
-        for site in self.round.due():
+        ready = list(self.round.ready)
+        if ready[: len(self._folded)] != self._folded:
+            self._fold, self._folded = Fold(LAYOUT), []
+        for site in ready[len(self._folded) :]:
             update = self._updates[site]
             self._fold.add(update.weights, update.num_examples)
+        self._folded = ready
 
 
 def _mean(arrivals: list[_Update]) -> bytes:
@@ -169,6 +178,24 @@ def test_the_mean_does_not_depend_on_when_a_site_is_lost(
     assert played.mean() == _mean(updates)
 
 
+@given(_updates(), st.data())
+def test_the_mean_does_not_depend_on_who_was_gone_meanwhile(
+    updates: list[_Update], data: st.DataObject
+) -> None:
+    other_order = data.draw(st.permutations(updates))
+    gone = data.draw(st.sampled_from(SITES))
+    num_before = data.draw(st.integers(0, len(updates)))
+    played = _Played(*SITES)
+
+    played.lose(gone)
+    for number, update in enumerate(other_order):
+        if number == num_before or update.site == gone:
+            played.round.invite(gone)
+        played.receive(update)
+
+    assert played.mean() == _mean(updates)
+
+
 def test_the_order_of_a_sum_would_be_seen() -> None:
     values: Array = np.asarray([1e16, 1.0, -1e16])
 
@@ -181,10 +208,9 @@ def test_an_update_waits_for_those_before_it_only() -> None:
     played.receive("c", NUMBER, 1)
     played.receive("a", NUMBER, 1)
 
-    assert list(played.due()) == ["a"]
-    assert not list(played.due())
+    assert list(played.ready) == ["a"]
     played.lose("b")
-    assert list(played.due()) == ["c"]
+    assert list(played.ready) == ["a", "c"]
 
 
 def test_a_second_update_does_not_replace_the_first() -> None:
@@ -194,7 +220,7 @@ def test_a_second_update_does_not_replace_the_first() -> None:
     assert not played.receive("b", NUMBER, 1000)
 
     played.receive("a", NUMBER, 1)
-    assert list(played.due()) == ["a", "b"]
+    assert played.ready == ("a", "b")
     assert played.num_examples == {"a": 1, "b": 1}
 
 
@@ -205,7 +231,7 @@ def test_an_update_that_came_before_its_site_was_lost_still_counts() -> None:
     played.receive("a", NUMBER, 3)
 
     assert played.complete
-    assert list(played.due()) == ["a", "b"]
+    assert played.ready == ("a", "b")
 
 
 def test_the_cohort_is_in_the_order_of_names() -> None:

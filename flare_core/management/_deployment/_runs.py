@@ -1,7 +1,7 @@
 """The runs of a server: made, played, stopped, and read."""
 
+import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +19,9 @@ from flare_core.application import (
     Published,
     RoundPlayed,
     RunEnded,
+    RunPaused,
+    RunResumed,
+    RunTakenUp,
     SiteJoined,
     SiteLeft,
     SiteRefused,
@@ -29,7 +32,8 @@ from flare_core.management._deployment._trail import Trail
 from flare_core.management._line_display import lines
 from flare_core.management._run_folder import RunFolder
 
-_OPEN: tuple[State, ...] = ("waiting", "playing")
+_log = logging.getLogger(__name__)
+_OPEN: tuple[State, ...] = ("waiting", "playing", "paused")
 
 
 @final
@@ -58,18 +62,16 @@ class Runs:
         self._trail = trail
         self._changed = changed
         self._infos = {info.name: info for info in store.runs()}
-        self._closing = False
 
     def reopen(self) -> None:
-        """Open again what waited when the server ended; give up what was played."""
+        """Open again what waited or was played when the server ended."""
         for info in self.all():
-            if info.state == "playing":
-                self._give_up(info, "the server was stopped while it was played")
-            elif info.state == "waiting":
+            if info.state in _OPEN:
                 try:
                     self._open(info)
-                except FlareError as exc:  # a strategy that was uninstalled, say
-                    self._give_up(info, str(exc))
+                except FlareError as exc:  # a damaged file, a missing strategy
+                    _log.error("run %s cannot go on: %s", info.name, exc)
+                    self._keep(info.name, state="failed", error=str(exc))
 
     def create(self, name: str, plan: Plan, *, creator: str) -> None:
         """Open a run for sites to join.
@@ -118,16 +120,6 @@ class Runs:
         stage.do(partial(stage.run.abort, f"stopped by {user}: {reason}"))
         self._keep(name, state="stopped", error=f"stopped by {user}: {reason}")
 
-    def close(self, reason: str) -> None:
-        """End all; those that have not begun are opened again with the next start."""
-        self._closing = True
-        for info in self.all():
-            stage = self._host.stage(info.name)
-            if stage is not None:
-                stage.do(partial(stage.run.abort, reason))
-                if info.state == "playing":
-                    self._keep(info.name, state="failed", error=reason)
-
     def all(self) -> list[RunInfo]:
         """Return all runs, in the order they were made."""
         return list(self._infos.values())
@@ -173,7 +165,6 @@ class Runs:
 
     def _open(self, info: RunInfo) -> None:
         folder = self._folder / info.name
-        shutil.rmtree(folder / "spool", ignore_errors=True)  # of a server that crashed
         record = RunFolder(folder)
         progress = _progress(folder / "progress.log", info.plan)
 
@@ -189,13 +180,14 @@ class Runs:
             info.plan,
             spool=folder / "spool",
             observer=observe,
-            patient=True,
+            lasting=True,
         )
         try:
             stage.open(self._host.endpoint)
         except FlareError as exc:
             stage.fail(exc)
             raise
+        self._host.expect(stage)
 
     def _follow(self, name: str, event: Event) -> None:
         info = self._infos[name]
@@ -207,18 +199,19 @@ class Runs:
             case SiteRefused():
                 self._infos[name] = _without(info, event.refusal.site)
             case Published():
-                self._keep(name, state="playing", blake3=event.blake3)
+                state = "paused" if info.state == "paused" else "playing"
+                self._keep(name, state=state, blake3=event.blake3)
             case RoundPlayed():
                 self._keep(name, rounds=event.record.round + 1)
-            case RunEnded() if info.state in _OPEN and not self._closing:
+            case RunPaused():
+                self._keep(name, state="paused", error=event.reason)
+            case RunResumed() | RunTakenUp():
+                self._keep(name, state="playing", error="")
+            case RunEnded() if info.state in _OPEN:
                 error = event.result.error
                 self._keep(name, state="failed" if error else "finished", error=error)
             case _:
                 pass
-
-    def _give_up(self, info: RunInfo, error: str) -> None:
-        shutil.rmtree(self._folder / info.name / "spool", ignore_errors=True)
-        self._keep(info.name, state="failed", error=error)
 
     def _keep(self, name: str, **changes: str | int) -> None:
         info = self._infos[name] = _with(self._infos[name], **changes)

@@ -69,7 +69,6 @@ class Service:
             self._runs.reopen()
             self._host.serve(until=lambda: bool(self._stopped))
         finally:
-            self._runs.close(self._stopped or "the server failed")
             self._host.close()
             self._trail.note("server stopped", reason=self._stopped or "it failed")
             self._trail.sign()

@@ -10,6 +10,9 @@ from flare_core.application import (
     Published,
     RoundPlayed,
     RunEnded,
+    RunPaused,
+    RunResumed,
+    RunTakenUp,
     SiteJoined,
     SiteLeft,
     SiteRefused,
@@ -89,6 +92,10 @@ class Trail:
                 )
             case SiteLeft():
                 self._seldom("left", run, event.site, why=event.reason)
+            case RunPaused():
+                self.note("paused", run=run, why=event.reason)
+            case RunResumed() | RunTakenUp():
+                self.note("resumed", run=run, round=event.round_number)
             case Published() if event.round_number == 0:
                 self.note("begun", run=run, blake3=event.blake3)
             case RoundPlayed():

@@ -1,0 +1,341 @@
+"""What of a run outlives the server's process: a database beside the model files.
+
+A row is written once what it tells of is on the disk, and nobody is told of anything
+before its row is written.  So whatever moment a server dies at, the next one goes on
+from what its sites were told, or from a moment before that they will repeat.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias, TypeVar, final
+
+import msgspec
+import xxhash
+
+from flare_core._errors import ConfigurationError
+from flare_core._model import Metrics
+from flare_core.application._events import RoundRecord, SiteReport
+from flare_core.application._worker import Worker
+from flare_core.communication import Join, Offer, Parcel, mapped
+
+_FORMAT = 1
+_NAME = "run.sqlite"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS identity (format INTEGER, run TEXT, plan TEXT) STRICT;
+CREATE TABLE IF NOT EXISTS sites (
+    name TEXT PRIMARY KEY, joined BLOB NOT NULL, since INTEGER NOT NULL,
+    present INTEGER NOT NULL, refusals INTEGER NOT NULL, metrics BLOB
+) STRICT;
+CREATE TABLE IF NOT EXISTS updates (
+    site TEXT PRIMARY KEY, round INTEGER NOT NULL, offer BLOB NOT NULL,
+    file TEXT NOT NULL, digest BLOB NOT NULL, report BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS models (
+    number INTEGER PRIMARY KEY, stream BLOB NOT NULL, blake3 TEXT NOT NULL,
+    record BLOB
+) STRICT;
+"""
+_T = TypeVar("_T")
+Write: TypeAlias = "Callable[[RunStore], None]"
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How a site stands in a run.
+
+    Attributes:
+        join: What it said it would exchange.
+        since: The first round that it was invited to.
+        present: Whether it takes part now.
+        refusals: How often something of it was refused.
+        metrics: Of the final model, if it has left with them.
+    """
+
+    join: Join
+    since: int = 0
+    present: bool = True
+    refusals: int = 0
+    metrics: Metrics | None = None
+
+
+class KeptUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """An update that was committed.
+
+    Attributes:
+        site: Whose.
+        offer: What the site said of it; with all bytes, if it is short.
+        file: The name of its file; empty for a short one.
+        digest: The XXH3-128 of the file as it lies there.
+        report: What there is to say of it.
+    """
+
+    site: str
+    offer: Offer
+    file: str
+    digest: bytes
+    report: SiteReport
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server finds of a run that another one began.
+
+    Attributes:
+        sites: Those who have joined, by name.
+        number: The round that is played; None if none was.
+        stream: The XXH3-128 of the model that it starts from.
+        blake3: Hash of that model, if it was on record.
+        record: Of the round before, if it has to be put on record yet.
+        records: Of the rounds before that are on record, in order.
+        updates: Those of the round that are in.
+    """
+
+    sites: Mapping[str, Standing]
+    number: int | None
+    stream: bytes
+    blake3: str
+    record: RoundRecord | None
+    records: list[RoundRecord]
+    updates: list[KeptUpdate]
+
+
+@final
+class RunStore:
+    """The database of one run; after `kept`, for one thread at a time.
+
+    Args:
+        folder: That of the run's files.
+        run: The run's own name.
+        plan: Fingerprint of what is played.
+
+    Raises:
+        ConfigurationError: If it cannot be opened, is damaged, or is another run's.
+    """
+
+    def __init__(self, folder: Path, *, run: str, plan: str) -> None:
+        self._folder = folder
+        self._path = folder / _NAME
+        try:
+            self._db = sqlite3.connect(
+                self._path, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._check(run, plan)
+        except sqlite3.Error as exc:
+            msg = f"the store of run {run!r}, {self._path}, cannot be opened: {exc}"
+            raise ConfigurationError(msg) from exc
+
+    def kept(self) -> Kept | None:
+        """Return what is there of the run; None if not all sites had joined yet.
+
+        Raises:
+            ConfigurationError: If it cannot be read.
+        """
+        try:
+            return self._kept()
+        except (sqlite3.Error, msgspec.DecodeError, ValueError) as exc:
+            msg = (
+                f"the store {self._path} is damaged: {exc}; restore it from a backup, "
+                "or remove the run's folder to give the run up"
+            )
+            raise ConfigurationError(msg) from exc
+
+    def gathered(self, sites: Mapping[str, Join]) -> None:
+        """Keep who takes part: all have joined."""
+        with self._transaction():
+            self._db.execute("DELETE FROM sites")
+            for name, join in sites.items():
+                self._enter(name, join, since=0)
+
+    def entered(self, site: str, join: Join, *, since: int) -> None:
+        """Keep that a site takes part that did not before."""
+        self._enter(site, join, since=since)
+
+    def came_back(self, site: str, *, since: int) -> None:
+        """Keep that a site is here again."""
+        self._db.execute(
+            "UPDATE sites SET present = 1, since = ?, metrics = NULL WHERE name = ?",
+            (since, site),
+        )
+
+    def left(self, site: str, metrics: Metrics | None, *, refused: bool) -> None:
+        """Keep that a site is gone."""
+        encoded = None if metrics is None else msgspec.msgpack.encode(metrics)
+        self._db.execute(
+            "UPDATE sites SET present = 0, metrics = ?, refusals = refusals + ? "
+            "WHERE name = ?",
+            (encoded, int(refused), site),
+        )
+
+    def committed(self, parcel: Parcel, report: SiteReport) -> None:
+        """Keep an update: from here on it counts, whatever happens."""
+        file, digest = "", b""
+        if parcel.path is not None:
+            file, digest = parcel.path.name, digest_of(parcel.path)
+            sync(parcel.path)
+            sync(parcel.path.parent)
+        self._db.execute(
+            "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                parcel.site,
+                parcel.offer.round_number,
+                msgspec.msgpack.encode(parcel.offer),
+                file,
+                digest,
+                msgspec.msgpack.encode(report),
+            ),
+        )
+
+    def published(
+        self, number: int, path: Path, stream: bytes, record: RoundRecord | None
+    ) -> None:
+        """Keep a global model: from here on its round is played, not the one before.
+
+        Args:
+            number: The round that starts from it.
+            path: Its file.
+            stream: The XXH3-128 of the file.
+            record: Of the round that it came out of.
+        """
+        sync(path)
+        sync(path.parent)
+        encoded = None if record is None else msgspec.msgpack.encode(record)
+        with self._transaction():
+            self._db.execute("DELETE FROM updates")
+            self._db.execute(
+                "INSERT INTO models VALUES (?, ?, '', ?)", (number, stream, encoded)
+            )
+
+    def recorded(self, number: int, blake3: str, record: RoundRecord | None) -> None:
+        """Keep the hash of a model."""
+        encoded = None if record is None else msgspec.msgpack.encode(record)
+        self._db.execute(
+            "UPDATE models SET blake3 = ?, record = ? WHERE number = ?",
+            (blake3, encoded, number),
+        )
+
+    def close(self) -> None:
+        """Close it."""
+        self._db.close()
+
+    def _check(self, run: str, plan: str) -> None:
+        """Make the tables, or see that they are this run's."""
+        self._db.executescript(_SCHEMA)
+        expected = (_FORMAT, run, plan)
+        found = self._db.execute("SELECT format, run, plan FROM identity").fetchone()
+        if found is None:
+            self._db.execute("INSERT INTO identity VALUES (?, ?, ?)", expected)
+        elif found != expected:
+            msg = (
+                f"the store {self._path} is of run {found[1]!r}, plan {found[2]}, "
+                f"format {found[0]}; expected run {run!r}, plan {plan}, format "
+                f"{_FORMAT}: was the folder copied, or flare-adapters changed?"
+            )
+            raise ConfigurationError(msg)
+
+    def _kept(self) -> Kept | None:
+        rows = self._db.execute("SELECT * FROM sites ORDER BY name")
+        sites = {
+            name: Standing(
+                join=msgspec.msgpack.decode(joined, type=Join),
+                since=since,
+                present=bool(present),
+                refusals=refusals,
+                metrics=_decoded(metrics, dict[str, float]),
+            )
+            for name, joined, since, present, refusals, metrics in rows
+        }
+        if not sites:
+            return None
+        models = self._db.execute(
+            "SELECT number, stream, blake3, record FROM models ORDER BY number"
+        ).fetchall()
+        played = [
+            (blake3, _decoded(encoded, RoundRecord)) for *_, blake3, encoded in models
+        ]
+        number, stream, blake3, _ = models[-1] if models else (None, b"", "", None)
+        return Kept(
+            sites=sites,
+            number=number,
+            stream=stream,
+            blake3=blake3,
+            record=played[-1][1] if played and not blake3 else None,
+            records=[one for known, one in played if known and one is not None],
+            updates=self._updates(),
+        )
+
+    def _updates(self) -> list[KeptUpdate]:
+        rows = self._db.execute(
+            "SELECT site, offer, file, digest, report FROM updates ORDER BY site"
+        )
+        return [
+            KeptUpdate(
+                site=site,
+                offer=msgspec.msgpack.decode(offer, type=Offer),
+                file=file,
+                digest=digest,
+                report=msgspec.msgpack.decode(report, type=SiteReport),
+            )
+            for site, offer, file, digest, report in rows
+        ]
+
+    def _enter(self, site: str, join: Join, *, since: int) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO sites VALUES (?, ?, ?, 1, 0, NULL)",
+            (site, msgspec.msgpack.encode(join), since),
+        )
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+
+@final
+class Ledger:
+    """Writes to a run's store, if it has one, while the server answers.
+
+    Args:
+        worker: Has a thread for what must wait for a disk.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._store: RunStore | None = None
+
+    def keep_in(self, store: RunStore) -> None:
+        """Write to a store from now on."""
+        self._store = store
+
+    def write(self, write: Write, then: Callable[[], object] = lambda: None) -> None:
+        """Write something, in order, and then do something on the server's thread."""
+        store = self._store
+        if store is None:
+            then()
+        else:
+            self._worker.do_aside(lambda: write(store), lambda _: then())
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, would survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(path: Path) -> bytes:
+    """Return the XXH3-128 of a file."""
+    return xxhash.xxh3_128_digest(mapped(path))
+
+
+def _decoded(encoded: bytes | None, kind: type[_T]) -> _T | None:
+    return None if encoded is None else msgspec.msgpack.decode(encoded, type=kind)
