@@ -1,9 +1,10 @@
 """A TCP proxy of the tests' own, between sites and a server, that can break."""
 
+import math
 import select
 import socket
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Literal, Self, final
 
@@ -35,6 +36,8 @@ class Proxy:
         self.num_cuts = 0
         self.said = b""
         self._cuts: list[tuple[Direction, int]] = []
+        self._stalls: list[tuple[int, float]] = []
+        self._bytes_per_s = math.inf
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._accepting = threading.Thread(target=self._accept, daemon=True)
@@ -44,6 +47,15 @@ class Proxy:
         """Cut the connection once so many bytes in all have passed in a direction."""
         with self._lock:
             self._cuts.append((direction, at))
+
+    def stall(self, at: int, seconds: float) -> None:
+        """Pass nothing on for a while once so many bytes in all were sent up."""
+        with self._lock:
+            self._stalls.append((at, seconds))
+
+    def slow(self, bytes_per_s: float) -> None:
+        """Pass on no more than so much, in each direction."""
+        self._bytes_per_s = bytes_per_s
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +80,12 @@ class Proxy:
             threading.Thread(target=self._carry, args=[site], daemon=True).start()
 
     def _carry(self, site: socket.socket) -> None:
-        with site, socket.create_connection(self._server) as server:
+        with ExitStack() as both:
+            both.enter_context(site)
+            try:
+                server = both.enter_context(socket.create_connection(self._server))
+            except OSError:  # it is not there, and so is its proxy
+                return
             ways: dict[socket.socket, tuple[socket.socket, Direction]] = {
                 site: (server, "up"),
                 server: (site, "down"),
@@ -90,6 +107,12 @@ class Proxy:
             self.passed[direction] += len(piece) if left is None else left
             if direction == "up" and len(self.said) < _MOST_KEPT_BYTES:
                 self.said += piece
+            stalled = [one for one in self._stalls if one[0] <= self.passed["up"]]
+            for one in stalled:
+                self._stalls.remove(one)
+        for _, seconds in stalled:
+            self._over.wait(seconds)
+        self._over.wait(len(piece) / self._bytes_per_s)
         target.sendall(piece if left is None else piece[:left])
         return bool(piece) and left is None
 

@@ -1,21 +1,21 @@
 """One socket, one thread, any number of runs: messages come in, models go out."""
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import final
 
 from flare_core._errors import FlareError, ProtocolError
 from flare_core._plan import Plan
+from flare_core.application._contests import LOOK_S, Contests
 from flare_core.application._desk import Asker, Desk, NoDesk
 from flare_core.application._events import Observer
 from flare_core.application._sessions import Session, Sessions
 from flare_core.application._stage import Stage
+from flare_core.application._stages import Stages
 from flare_core.communication import (
     Aborted,
     Access,
@@ -35,10 +35,6 @@ from flare_core.communication import (
 )
 
 _log = logging.getLogger(__name__)
-_LONGEST_NAME = 64
-_ANSWER_S = 5.0
-"""A process that does not answer for so long has its site's name no more."""
-_AGAIN_S = 0.1
 _PINGS = 4
 """A site that is given up was silent for so many of the times it should have spoken."""
 
@@ -72,12 +68,10 @@ class Host:
         self._num_threads = num_threads
         self._desk: Desk = desk or NoDesk()
         self._sessions = Sessions()
-        self._stages: dict[str, Stage] = {}
-        self._over: set[str] = set()
-        self._contests: dict[bytes, _Contest] = {}
+        self._stages = Stages(self._sessions, self.reply)
+        self._contests = Contests(self.reply, self._let_in)
         self._next_key = ""
         self._orders: deque[Callable[[], object]] = deque()
-        self._closers: list[threading.Thread] = []
         self._router = ZmqRouter(address, access=access)
 
     @property
@@ -107,7 +101,8 @@ class Host:
         Raises:
             ConfigurationError: If its strategy is not installed.
         """
-        stage = Stage(
+        make = partial(
+            Stage,
             name,
             plan,
             spool=spool,
@@ -120,26 +115,29 @@ class Host:
             share_spool=share_spool,
             lasting=lasting,
         )
-        self._stages[name] = stage
-        return stage
+        return self._stages.add(make)
 
-    def expect(self, stage: Stage) -> None:
-        """Wait for the sites that take part in a run which was taken up again."""
-        for site in stage.run.lobby.present:
-            self._sessions.expect(stage, site)
+    def begin(self, stage: Stage) -> None:
+        """Open a run, and go on with it if an earlier server has begun it.
+
+        Raises:
+            ConfigurationError: If there is no room for its folders, or what is in them
+                is damaged.
+        """
+        self._stages.open(stage, self.endpoint)
 
     def stage(self, name: str) -> Stage | None:
         """Return where a run is played; None if it is not, or no more."""
-        return self._stages.get(name)
+        return self._stages.named(name)
 
     def post(self, order: Callable[[], object]) -> None:
         """Have something done on the server's thread, soon; from any thread."""
         self._orders.append(order)
         self._router.wake()
 
-    def reply(self, peer: bytes, message: ToSite) -> None:
-        """Answer a connection; on the server's thread only."""
-        self._router.send(peer, encode(message))
+    def reply(self, peer: bytes, message: ToSite) -> bool:
+        """Answer a connection, if it is still there; on the server's thread only."""
+        return self._router.send(peer, encode(message))
 
     def announce(self, key: str) -> list[str]:
         """Tell who takes part, and who comes, of the key that is next.
@@ -152,9 +150,7 @@ class Host:
         """
         self._next_key = key
         sessions = list(self._sessions) if key else []
-        for session in sessions:
-            self.reply(session.peer, Renew(key=key))
-        return [session.site for session in sessions]
+        return [one.site for one in sessions if self.reply(one.peer, Renew(key=key))]
 
     def renew(self, keys: KeyPair) -> None:
         """Be known by other keys to who connects from now on.
@@ -177,14 +173,13 @@ class Host:
         look_at = time.monotonic() + look_s
         while not until():
             began = time.monotonic()
-            hurry_s = _AGAIN_S if self._contests else look_s
-            received = self._router.receive(timeout_s=hurry_s)
+            hurry = bool(self._contests) or self._stages.hurry
+            received = self._router.receive(timeout_s=LOOK_S if hurry else look_s)
             while self._orders:
                 _guarded(self._orders.popleft())
             if received is not None:
                 _guarded(partial(self._handle, received))
-            for contest in list(self._contests.values()):
-                self._look_again(contest)
+            self._contests.look()
             spent_s = time.monotonic() - began
             if spent_s > 2 * look_s:  # it was this server that said nothing
                 self._sessions.excuse(spent_s)
@@ -194,17 +189,11 @@ class Host:
                 for session in self._sessions.silent_since(began - self._patience_s):
                     reason = f"nothing was heard of it for {self._patience_s:g} s"
                     self._lose(session, reason)
-            self._close_what_is_over()
+            self._stages.look(self.endpoint)
 
     def close(self, error: BaseException | None = None) -> None:
         """End all runs; those that are not over fail by the error."""
-        for stage in self._stages.values():
-            if error is not None and not stage.run.over:
-                stage.fail(error)
-            stage.end()
-            stage.close()
-        for closer in self._closers:
-            closer.join()
+        self._stages.close(error)
         self._router.close()
 
     def _handle(self, received: Received) -> None:
@@ -233,7 +222,7 @@ class Host:
             if message.answer:
                 self.reply(session.peer, Pong())
         elif isinstance(message, Pong):
-            self._is_there(session)
+            self._contests.answered(session)
         elif not session.stage.run.over:
             session.stage.do(lambda: session.stage.run.receive(session.site, message))
 
@@ -241,9 +230,12 @@ class Host:
         """Let a site in, unless something is against it."""
         peer = received.peer
         objection = self._desk.objection(received.user, hello.site)
-        stage = None if objection else self._stage_for(hello)
+        stage = None if objection else self._stages.of(hello)
         if not isinstance(stage, Stage):
             self.reply(peer, Aborted(reason=objection or str(stage)))
+            return
+        if stage.halted:
+            self._stages.calls(stage, peer)
             return
         known = self._sessions.of_site(stage.name, hello.site)
         again = known is not None and known.is_of(hello)
@@ -254,15 +246,13 @@ class Host:
         if objection:
             self.reply(peer, Aborted(reason=objection))
         elif known is not None and not again and self._may_be_there(known):
-            contest = _Contest(known, hello, peer, time.monotonic() + _ANSWER_S)
-            self._contests[known.peer] = contest
-            self._look_again(contest)
+            self._contests.begin(known, hello, peer)
         else:
-            self._let_in(stage, hello, peer, again=again)
+            self._let_in(stage, hello, peer)
 
-    def _let_in(self, stage: Stage, hello: Hello, peer: bytes, *, again: bool) -> None:
-        restarted = self._sessions.of_site(stage.name, hello.site)
-        again = again or (restarted is not None and restarted.hello is None)
+    def _let_in(self, stage: Stage, hello: Hello, peer: bytes) -> None:
+        known = self._sessions.of_site(stage.name, hello.site)
+        again = known is not None and (known.hello is None or known.is_of(hello))
         self._sessions.open(stage, hello, peer)
         stage.do(lambda: stage.run.welcome(hello.site, again=again))
         if self._next_key:
@@ -272,58 +262,6 @@ class Host:
         """Return whether another process has this site's name, as far as is known."""
         taking_part = known.site in known.stage.run.lobby.present
         return taking_part and not known.given_up and bool(known.peer)
-
-    def _look_again(self, contest: "_Contest") -> None:
-        """See who has the name: a process that is gone has it no more."""
-        known = contest.known
-        there = self._router.send(known.peer, encode(Ping()))
-        if there and time.monotonic() < contest.until:
-            return
-        del self._contests[known.peer]
-        if there:
-            reason = f"another process takes part as {known.site!r} since"
-            self.reply(known.peer, Aborted(reason=reason))
-        self._let_in(known.stage, contest.hello, contest.peer, again=False)
-
-    def _is_there(self, session: Session) -> None:
-        """A process that another one has the name of is alive: the other may go."""
-        contest = self._contests.pop(session.peer, None)
-        if contest is not None:
-            reason = (
-                f"a site called {session.site!r} is connected; names must be unique"
-            )
-            self.reply(contest.peer, Aborted(reason=reason))
-
-    def _stage_for(self, hello: Hello) -> Stage | str:
-        """Return where the run is played that a site means; or why there is none."""
-        found = self._stages.get(hello.run)
-        if found is not None:
-            return found
-        if hello.run:
-            return self._no_run(hello)
-        stages = list(self._stages.values())
-        if len(stages) != 1:
-            stages = [one for one in stages if one.run.lobby.awaits(hello.site)]
-        if not stages:
-            return f"no run awaits site {hello.site!r}; `flare run create` makes one"
-        if len(stages) > 1:
-            names = ", ".join(sorted(stage.name for stage in stages))
-            return (
-                f"several runs await site {hello.site!r}: {names}; name one of them "
-                "with `flare run --run NAME`"
-            )
-        return stages[0]
-
-    def _no_run(self, hello: Hello) -> str:
-        what = "is over" if hello.run in self._over else "is none of this server's"
-        names = (
-            n for n, one in self._stages.items() if one.run.lobby.awaits(hello.site)
-        )
-        here = ", ".join(sorted(names)) or "none"
-        return (
-            f"site {hello.site!r} takes part in run {hello.run[:_LONGEST_NAME]}, and "
-            f"that {what}; the runs that await it: {here}; start its script again"
-        )
 
     def _objection(self, peer: bytes, hello: Hello, stage: Stage) -> str:
         other = self._sessions.of_peer(peer)
@@ -350,45 +288,11 @@ class Host:
         if session.site in run.lobby.present:
             session.stage.do(lambda: run.site_left(session.site, reason, failed=True))
 
-    def _close_what_is_over(self) -> None:
-        for stage in [one for one in self._stages.values() if one.run.over]:
-            stage.end()
-            self._sessions.close_all_of(stage)
-            self._contests = {
-                peer: contest
-                for peer, contest in self._contests.items()
-                if contest.known.stage is not stage
-            }
-            self._over.add(stage.name)
-            del self._stages[stage.name]
-            closer = threading.Thread(target=stage.close, name=f"flare-{stage.name}")
-            closer.start()
-            self._closers = [one for one in self._closers if one.is_alive()]
-            self._closers.append(closer)
-
     def _send(self, run: str, site: str, message: ToSite | Chunk) -> None:
         """Send a message; a site whose connection broke will ask for it again."""
         session = self._sessions.of_site(run, site)
         if session is not None and session.peer:
             self._router.send(session.peer, encode(message))
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Contest:
-    """A process says hello as a site that another process is, or was.
-
-    Attributes:
-        known: The other one.
-        hello: What it says.
-        peer: Its connection.
-        until: When the other one has lost if it says nothing, on the monotonic clock.
-    """
-
-    known: Session
-    hello: Hello
-    peer: bytes
-    until: float
 
 
 def _guarded(act: Callable[[], object]) -> None:

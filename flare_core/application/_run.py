@@ -107,6 +107,11 @@ class Run:
         self.result = Result()
         self.over = False
 
+    @property
+    def number(self) -> int:
+        """The round that is played, or the number of rounds played."""
+        return self._rounds.number
+
     def resume(self, kept: Kept) -> None:
         """Go on where another server was.
 

@@ -94,7 +94,7 @@ class Server:
         """
         run = self._stage.run
         try:
-            self._stage.open(self.endpoint)
+            self._host.begin(self._stage)
             self._host.serve(until=lambda: run.over)
         except BaseException as exc:
             self._host.close(exc)

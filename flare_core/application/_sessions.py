@@ -68,6 +68,11 @@ class Sessions:
         session = Session(stage, site, None, b"", time.monotonic())
         self._by_site[stage.name, site] = session
 
+    def move(self, before: Stage, after: Stage) -> None:
+        """Go on with the sessions of a run at another stage."""
+        for session in [one for one in self if one.stage is before]:
+            session.stage = after
+
     def give_up(self, session: Session) -> None:
         """End a session, and know it again if it comes back."""
         self._by_peer.pop(session.peer, None)

@@ -2,14 +2,15 @@
 
 import logging
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
-from flare_core._errors import ConfigurationError
+from flare_core._errors import ConfigurationError, FlareError
 from flare_core._plan import Plan
 from flare_core.application._distribution import Send
-from flare_core.application._events import Observer, RunEnded, RunOpened
+from flare_core.application._events import Observer, RunEnded, RunOpened, RunPaused
 from flare_core.application._run import Run
 from flare_core.application._run_store import Ledger, RunStore
 from flare_core.application._spool import Spool
@@ -41,6 +42,7 @@ class Stage:
         name: Of the run.
         run: What is played.
         error: What went wrong on the server, if something did.
+        halted: Why nothing happens for now, if so; another stage goes on later.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class Stage:
         self._observer = observer
         self._folder = spool
         self._files = Spool(spool / name)
-        self._made = self._ended = False
+        self.halted = ""
+        self._made = self._ended = self._opening = False
         self._lasting = lasting
         self._store: RunStore | None = None
         self._worker = Worker(
@@ -96,7 +99,7 @@ class Stage:
         except OSError as exc:
             msg = f"cannot make the folder {self._folder}: {exc.strerror}"
             raise ConfigurationError(msg) from exc
-        self._made = True
+        self._made = self._opening = True
         self._observer(RunOpened(self._plan, endpoint))
         if self._lasting:
             plan = self._plan.fingerprint
@@ -106,6 +109,7 @@ class Stage:
             self._files.clear(None if kept is None else kept.number)
             if kept is not None:
                 self.run.resume(kept)
+        self._opening = False
 
     def do(self, act: Callable[[], object]) -> None:
         """Do something for this run; on the server's thread only."""
@@ -122,10 +126,31 @@ class Stage:
             self.do(job)
 
     def fail(self, error: BaseException) -> None:
-        """End the run because of the server's own failure."""
+        """End the run because of the server's own failure, or halt it.
+
+        A run that lasts is halted where it may be better later, and nothing of it was
+        lost: a disk was full, a file is damaged that may be put back.
+        """
+        if self._lasting and (self._opening or _may_pass(error)):
+            self._halt(error)
+            return
         self.error = self.error or error
         _log.error("run %s: the server failed", self.name, exc_info=error)
         self.run.abort(f"the server failed: {type(error).__name__}: {error}")
+
+    def stop(self, reason: str) -> None:
+        """End the run for all, halted or not."""
+        self._ended, self.halted = False, ""
+        self.do(lambda: self.run.abort(reason))
+
+    def _halt(self, error: BaseException) -> None:
+        self.halted = f"{type(error).__name__}: {error}"
+        _log.error("run %s is halted, and tried again: %s", self.name, self.halted)
+        try:
+            self._observer(RunPaused(self.run.number, self.halted))
+        except (FlareError, OSError, sqlite3.Error):  # that is full, too
+            _log.exception("run %s: that it is halted is not on record", self.name)
+        self._ended = True
 
     def end(self) -> None:
         """Say that the run is over; on the server's thread only, once."""
@@ -147,3 +172,9 @@ class Stage:
         goes_on = self._lasting and not self.run.over
         if self._made and not goes_on:  # else the folder is another server's
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether an error is of the machine, not of the run."""
+    kinds = (OSError, sqlite3.OperationalError)
+    return isinstance(error, kinds) or isinstance(error.__cause__, kinds)

@@ -22,6 +22,7 @@ from flare_core.communication._messages import (
     INITIAL,
     PROTOCOL,
     Aborted,
+    Again,
     Answer,
     Ask,
     Bye,
@@ -46,9 +47,6 @@ from flare_core.communication._messages import (
     ToSite,
     Want,
     Welcome,
-    decode_to_server,
-    decode_to_site,
-    encode,
 )
 from flare_core.communication._requests import (
     AnnounceKey,
@@ -98,6 +96,7 @@ from flare_core.communication._streams import (
     Incoming,
     Outgoing,
 )
+from flare_core.communication._wire import decode_to_server, decode_to_site, encode
 from flare_core.communication._zmq import (
     Access,
     KeyPair,
@@ -119,6 +118,7 @@ __all__ = [
     "WINDOW",
     "Aborted",
     "Access",
+    "Again",
     "AnnounceKey",
     "Answer",
     "Ask",

@@ -17,11 +17,10 @@ from flare_core.communication._messages import (
     Answer,
     Ask,
     Denied,
-    decode_to_site,
-    encode,
 )
 from flare_core.communication._requests import Request
 from flare_core.communication._safetensors import Frame
+from flare_core.communication._wire import decode_to_site, encode
 from flare_core.communication._zmq import Secured, ZmqDealer
 
 _AGAIN_S = 1.0

@@ -21,11 +21,11 @@ from flare_core.communication._messages import (
     Ping,
     ToServer,
     ToSite,
-    encode,
 )
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._session import Arrived, Session
 from flare_core.communication._streams import Incoming
+from flare_core.communication._wire import encode
 from flare_core.communication._zmq import Secured, ZmqDealer
 
 _log = logging.getLogger(__name__)

@@ -28,24 +28,20 @@ pre-flight `Checked` answers the joins and nothing follows.  After a break a sit
 `Hello` again with the same session, and what it was waiting for; a stream goes on where
 it was.  A script that is started again has another session; it joins as before, and is
 told of the round that is played.
-
-A sentence is one frame, or several if it is long; a chunk is a header frame, then
-frames of bytes.
 """
 
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias, TypeVar, final
+from typing import Annotated, TypeAlias, final
 
 import msgspec
 
-from flare_core._errors import ProtocolError, Refusal
+from flare_core._errors import Refusal
 from flare_core._model import Layout, TensorSpec
 from flare_core._plan import Plan, Schedule
 from flare_core._site import SiteName
 from flare_core.communication._safetensors import Frame
-from flare_core.communication._streams import CHUNK_BYTES, SHORT_BYTES
+from flare_core.communication._streams import SHORT_BYTES
 
 PROTOCOL = 5
 """Raised with every change that an older peer would misread."""
@@ -56,9 +52,6 @@ NumBytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 StreamId: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 """Of an upload: random, its nonce.  Of a global model: the XXH3-128 of its bytes."""
 Short: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=SHORT_BYTES)]
-_CHUNK = struct.Struct("<c16sQ")
-_MARK = b"D"
-"""No message begins so: each is a map of msgpack."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -283,6 +276,10 @@ class Pong(_Message, frozen=True):
     """I am here."""
 
 
+class Again(_Message, frozen=True):
+    """Say hello, and what is open, once more: the server has lost it."""
+
+
 class Notice(_Message, frozen=True):
     """Something that whoever looks after a site will want to know.
 
@@ -354,56 +351,9 @@ ToSite: TypeAlias = (
     | Bye
     | Ping
     | Pong
+    | Again
     | Notice
     | Renew
     | Answer
     | Denied
 )
-_Sentence = TypeVar("_Sentence")
-
-_TO_SERVER: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
-_TO_SITE: msgspec.msgpack.Decoder[ToSite] = msgspec.msgpack.Decoder(ToSite)
-
-
-def encode(message: ToServer | ToSite | Chunk) -> list[Frame]:
-    """Return the frames of a message, none longer than a chunk."""
-    if isinstance(message, Chunk):
-        head = _CHUNK.pack(_MARK, message.stream, message.offset)
-        return [head, *message.frames]
-    return list(_pieces(msgspec.msgpack.encode(message)))
-
-
-def decode_to_server(frames: Sequence[Frame]) -> ToServer | Chunk:
-    """Return a site's message.
-
-    Raises:
-        ProtocolError: If it is none.
-    """
-    return _decode(frames, _TO_SERVER, "a site")
-
-
-def decode_to_site(frames: Sequence[Frame]) -> ToSite | Chunk:
-    """Return the server's message.
-
-    Raises:
-        ProtocolError: If it is none.
-    """
-    return _decode(frames, _TO_SITE, "a server")
-
-
-def _pieces(sentence: bytes) -> Iterator[Frame]:
-    for start in range(0, len(sentence), CHUNK_BYTES):
-        yield sentence[start : start + CHUNK_BYTES]
-
-
-def _decode(
-    frames: Sequence[Frame], decoder: msgspec.msgpack.Decoder[_Sentence], whose: str
-) -> _Sentence | Chunk:
-    try:
-        if frames and frames[0][:1] == _MARK:
-            _, stream, offset = _CHUNK.unpack(frames[0])
-            return Chunk(stream, offset, frames[1:])
-        return decoder.decode(frames[0] if len(frames) == 1 else b"".join(frames))
-    except (msgspec.DecodeError, ValueError, RecursionError, struct.error) as exc:
-        msg = f"no message of {whose}: {exc}"
-        raise ProtocolError(msg) from exc

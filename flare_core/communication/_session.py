@@ -15,6 +15,7 @@ from flare_core._errors import ProtocolError
 from flare_core.communication._messages import (
     INITIAL,
     Aborted,
+    Again,
     Bye,
     Checked,
     Chunk,
@@ -33,8 +34,6 @@ from flare_core.communication._messages import (
     ToSite,
     Want,
     Welcome,
-    decode_to_site,
-    encode,
 )
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._streams import (
@@ -44,6 +43,7 @@ from flare_core.communication._streams import (
     Incoming,
     Outgoing,
 )
+from flare_core.communication._wire import decode_to_site, encode
 
 Arrived: TypeAlias = ToSite | None
 """The answer to a request; None for a stream that was received whole."""
@@ -152,26 +152,36 @@ class Session:
                 return self._received(message)
             case Want():
                 self._send_chunks(message)
-            case Committed():
-                pass  # kept all the same: a server may lose even what it has written
             case Propose() if self._opens:  # another one was asked since, and has left
                 self._say_again()
             case Welcome():
                 self._run = message.run
                 self.ping_s = message.ping_s
                 return self._answer(message)
-            case Renew():
-                self.next_key = message.key
-            case Ping():
-                self._say(Pong())
-            case Pong():
-                pass
-            case Notice():
-                self.notices.append(message.words)
+            case Committed() | Renew() | Ping() | Pong() | Again() | Notice():
+                self._noted(message)
             case _:
                 self.parted = isinstance(message, _LAST_WORDS)
                 return self._answer(message)
         return None
+
+    def _noted(self, message: Committed | Renew | Ping | Pong | Again | Notice) -> None:
+        """Do what is to be done at any time.
+
+        What was committed is kept all the same: a server may lose even what it has
+        written.
+        """
+        match message:
+            case Renew():
+                self.next_key = message.key
+            case Ping():
+                self._say(Pong())
+            case Again():
+                self.connected()
+            case Notice():
+                self.notices.append(message.words)
+            case _:
+                pass
 
     def _answer(self, message: ToSite) -> tuple[Arrived] | None:
         if not isinstance(message, self._wanted) or self._stale(message):

@@ -4,7 +4,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -25,6 +24,7 @@ from flare_core.application import (
     SiteJoined,
     SiteLeft,
     SiteRefused,
+    Stage,
 )
 from flare_core.communication import CHUNK_BYTES, Piece, RunFile, RunInfo, State
 from flare_core.management._deployment._store import Store
@@ -68,10 +68,14 @@ class Runs:
         for info in self.all():
             if info.state in _OPEN:
                 try:
-                    self._open(info)
-                except FlareError as exc:  # a damaged file, a missing strategy
-                    _log.error("run %s cannot go on: %s", info.name, exc)
+                    stage = self._stage(info)
+                except FlareError as exc:  # a strategy that was uninstalled, say
                     self._keep(info.name, state="failed", error=str(exc))
+                    continue
+                try:
+                    self._host.begin(stage)
+                except FlareError as exc:  # its files are kept, and it is tried again
+                    stage.fail(exc)
 
     def create(self, name: str, plan: Plan, *, creator: str) -> None:
         """Open a run for sites to join.
@@ -95,7 +99,7 @@ class Runs:
         self._trail.note("run created", run=name, user=creator, plan=plan.fingerprint)
         self._infos[name] = info
         try:
-            self._open(info)
+            self._begin(info)
         except FlareError as exc:
             del self._infos[name]
             raise RequestDeniedError(str(exc)) from exc
@@ -117,7 +121,7 @@ class Runs:
             msg = f"run {name!r} is {info.state} already"
             raise RequestDeniedError(msg)
         self._trail.note("run stopped", run=name, user=user, reason=reason)
-        stage.do(partial(stage.run.abort, f"stopped by {user}: {reason}"))
+        stage.stop(f"stopped by {user}: {reason}")
         self._keep(name, state="stopped", error=f"stopped by {user}: {reason}")
 
     def all(self) -> list[RunInfo]:
@@ -163,7 +167,17 @@ class Runs:
             raise RequestDeniedError(msg) from exc
         return Piece(content=content, size=size, growing=growing)
 
-    def _open(self, info: RunInfo) -> None:
+    def _begin(self, info: RunInfo) -> None:
+        """Open a new run."""
+        stage = self._stage(info)
+        try:
+            self._host.begin(stage)
+        except FlareError as exc:
+            stage.stop(str(exc))
+            raise
+
+    def _stage(self, info: RunInfo) -> Stage:
+        """Return where a run is played from now on."""
         folder = self._folder / info.name
         record = RunFolder(folder)
         progress = _progress(folder / "progress.log", info.plan)
@@ -175,19 +189,13 @@ class Runs:
             self._follow(info.name, event)
             self._changed()
 
-        stage = self._host.open(
+        return self._host.open(
             info.name,
             info.plan,
             spool=folder / "spool",
             observer=observe,
             lasting=True,
         )
-        try:
-            stage.open(self._host.endpoint)
-        except FlareError as exc:
-            stage.fail(exc)
-            raise
-        self._host.expect(stage)
 
     def _follow(self, name: str, event: Event) -> None:
         info = self._infos[name]
