@@ -42,6 +42,11 @@ from flare_core.communication import (
     Welcome,
 )
 
+_LOST = (
+    "the server knows nothing of site {site!r} in this run: it never joined, or the "
+    "run's folder was lost; start its script again"
+)
+
 
 @final
 class Run:
@@ -286,6 +291,8 @@ class Run:
             self._rounds.stale(site, offer.round_number, repeated=repeated)
         else:
             self._observer(UpdateIgnored(site, offer.round_number))
+            if site not in self.lobby.joined:
+                self._send(site, Aborted(reason=_LOST.format(site=site)))
 
     def _commit(self, site: str, commit: Commit) -> None:
         parcel = self._intake.commit(site, commit)

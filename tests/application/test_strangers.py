@@ -145,6 +145,8 @@ def test_who_did_not_join_hands_nothing_in_and_gets_no_model(
     stranger.say(Want(stream=_ID, start=0, stop=1))
     stranger.say(Ping())
     assert isinstance(stranger.hear(), Welcome)
+    for _ in range(2):  # once for each offer
+        assert isinstance(stranger.hear(), Aborted)
     assert isinstance(stranger.hear(), Pong)
 
     _plays_on(server, pool, site_file)
