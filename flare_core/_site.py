@@ -117,7 +117,7 @@ class _SiteKeys(_Settings, frozen=True):
     index: Annotated[int, msgspec.Meta(ge=0)] = 0
     count: _Count = 1
     folder: str = ""
-    patience_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    patience_s: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
     link: str = "zmq"
     spool: str = ""
     server_key: str = ""
@@ -149,7 +149,8 @@ class Site(_SiteKeys, frozen=True):
         index: Its place among the sites of a simulation, from 0.
         count: How many sites the simulation has.
         folder: Where it keeps its record; by default that of the site file.
-        patience_s: Seconds to wait for a silent server before giving up.
+        patience_s: Seconds to wait for a server that has gone; for one that was never
+            heard, a minute at most.
         link: How the server is spoken to: a name in ``flare_core.links``.
         spool: The server's spool, if the site runs on the server's machine and may
             share it: models are then files there, and do not travel.

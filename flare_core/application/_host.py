@@ -19,6 +19,7 @@ from flare_core.application._stages import Stages
 from flare_core.communication import (
     Aborted,
     Access,
+    Again,
     Ask,
     Chunk,
     Hello,
@@ -270,16 +271,11 @@ class Host:
         return stage.run.lobby.objection(hello)
 
     def _turn_away(self, peer: bytes, message: ToServer | Chunk) -> None:
-        """End the wait of a peer that is no site, or is one no more."""
+        """Ask a peer that has said no hello, or was given up, to say it."""
         if isinstance(message, Chunk):
             return  # what was on its way when the connection broke
-        kind = type(message).__name__
-        _log.debug("turned away %s of a peer that said no hello", kind)
-        reason = (
-            "the server does not know this connection: it was given up, or the server "
-            "was started again, or another site has taken the same name"
-        )
-        self.reply(peer, Aborted(reason=reason))
+        _log.debug("%s of a peer that said no hello", type(message).__name__)
+        self.reply(peer, Again())
 
     def _lose(self, session: Session, reason: str) -> None:
         """Give a site up."""

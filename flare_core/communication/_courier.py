@@ -31,7 +31,10 @@ from flare_core.communication._zmq import Secured, ZmqDealer
 _log = logging.getLogger(__name__)
 _LONG_S = 3600.0
 _RECONNECT_S = 0.2
-_RECONNECT_MAX_S = 15.0
+_RECONNECT_MAX_S = 2.5
+"""A connection that was cut is mended soon after it can be."""
+_FIRST_PATIENCE_S = 60.0
+"""A server that was never heard is more likely at another address than away."""
 
 _Order: TypeAlias = Callable[[Session], None]
 _Outcome: TypeAlias = tuple[Arrived] | BaseException
@@ -46,7 +49,8 @@ class Courier:
     Args:
         address: The server's.
         hello: How the site introduces itself.
-        patience_s: Seconds to wait for a silent server.
+        patience_s: Seconds to wait for a server that has gone; for one that was never
+            heard, a minute at most.
         secured: The keys, if the server has some.
         learnt: Told of the public key that the server will have soon.
 
@@ -74,6 +78,7 @@ class Courier:
         self._early: _Outcome | None = None
         self._closing = self._lost = self._met = self._denied = False
         self._heard = self._spoke = self._connect_at = time.monotonic()
+        self._asked = self._remind_at = self._heard
         self._backoff_s = _RECONNECT_S
         # No secret: sites take turns.  Python's own numbers are the script's.
         self._chance = random.Random()  # noqa: S311
@@ -171,7 +176,7 @@ class Courier:
         if self._denied:  # for good: nobody would answer
             self._conclude(AccessDeniedError(self._site, self._address))
             return
-        self._heard = time.monotonic()
+        self._heard = self._asked = self._remind_at = time.monotonic()
         order(self._session)
 
     def _received(self, frames: Sequence[Frame]) -> None:
@@ -231,16 +236,26 @@ class Courier:
 
     def _keep_alive(self) -> None:
         now = time.monotonic()
-        if self._awaited and now - self._heard >= self._patience_s:
+        if self._awaited and now - self._heard >= self._patience:
             self._session.give_up()
-            self._conclude(ServerUnreachableError(self._address, self._patience_s))
+            self._conclude(ServerUnreachableError(self._address, self._patience))
         elif self._socket.connected and now - self._spoke >= self._ping_s:
             self._session.outbox.append(encode(Ping(answer=self._awaited)))
+            if self._awaited and now >= self._remind_at:
+                self._remind_at = now + 2 * (now - self._asked)
+                self._session.remind()
+
+    @property
+    def _patience(self) -> float:
+        """How long to wait for the server, in seconds."""
+        if self._met:
+            return self._patience_s
+        return min(self._patience_s, _FIRST_PATIENCE_S)
 
     @property
     def _ping_s(self) -> float:
         """How often to speak: for the server, and to hear of it while waiting."""
-        own_s = self._patience_s / 3 if self._awaited else math.inf
+        own_s = self._patience / 3 if self._awaited else math.inf
         return min(own_s, self._session.ping_s)
 
     def _timeout_s(self) -> float:
@@ -249,5 +264,5 @@ class Courier:
         if not self._socket.connected:
             due = [self._connect_at]
         if self._awaited:
-            due.append(self._heard + self._patience_s)
+            due.append(self._heard + self._patience)
         return min(max(0.001, min(due) - time.monotonic()), _LONG_S)

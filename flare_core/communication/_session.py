@@ -120,6 +120,10 @@ class Session:
             self._hello, run=self._run, connection=again
         )
         self._say(self._hello)
+        self.remind()
+
+    def remind(self) -> None:
+        """Say again what is open: it, or its answer, may have been lost."""
         if self._incoming is not None:
             self._incoming.interrupted()
             self._want(self._incoming)

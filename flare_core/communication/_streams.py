@@ -104,6 +104,8 @@ class Incoming:
         self.num_bytes = num_bytes
         self._write = write
         self._next = self._granted = 0
+        self._gap = -1
+        self._missing = False
         self._hash = xxhash.xxh3_128()
         self._attempts = 1
 
@@ -126,11 +128,15 @@ class Incoming:
         """Take a chunk.
 
         Returns:
-            Whether it was the next one; a repeated or a stale one is dropped.
+            Whether it was the next one; a repeated or a stale one is dropped.  So is
+            one behind a gap, and what is missing will be wanted again.
 
         Raises:
             ProtocolError: If more came than was asked for.
         """
+        if offset > self._next and self._gap != self._next:
+            self._gap = self._next  # once: what follows the gap is on its way, too
+            self._missing = True
         if offset != self._next:
             return False
         size = sum(len(frame) for frame in frames)
@@ -146,6 +152,10 @@ class Incoming:
     def wanted(self, window_bytes: int) -> tuple[int, int] | None:
         """Return the range to ask for now, or None while enough is on its way."""
         stop = min(self._next + window_bytes, self.num_bytes)
+        if self._missing and not self.complete:
+            self._missing = False
+            self._granted = max(stop, self._granted)
+            return self._next, self._granted
         if stop <= self._granted or self.underway > window_bytes // 2:
             return None
         start, self._granted = self._granted, stop

@@ -30,6 +30,8 @@ RUN = "demo"
 _PROCESS = Path(__file__).with_name("process.py")
 _MOST_S = 120.0
 _STOPPED_S = 5.0
+_PATIENCE_S = 4.0
+"""Of the server: who is stopped is given up, and comes back."""
 _FULL_S = 2.0
 _FULL_BYTES = 1 << 14
 _SLOW_BYTES_S = 8e6
@@ -146,7 +148,7 @@ def _play(
     faults: Sequence[Fault],
     alone_s: float,
 ) -> Outcome:
-    deployed = Deployment(path, process=True, patience_s=20.0)
+    deployed = Deployment(path, process=True, patience_s=_PATIENCE_S)
     for name in SITES:
         deployed.member(name)
     deployed.create(RUN, plan)

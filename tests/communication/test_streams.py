@@ -98,6 +98,8 @@ class Transfer(RuleBasedStateMachine):
         self.outgoing = Outgoing(pieces)
         self.written = b""
         self.granted = 0
+        self.gap = False
+        self.gaps: set[int] = set()
         self.in_flight: list[tuple[int, list[Frame]]] = []
         self.arrived: list[tuple[int, list[Frame]]] = []
         self.incoming = Incoming(len(self.whole), self.write)
@@ -115,10 +117,16 @@ class Transfer(RuleBasedStateMachine):
             underway = self.granted - len(self.written)
             enough = 2 * underway >= window or self.granted == len(self.whole)
             assert enough
+            assert not self.gap or self.written == self.whole
             return
         start, stop = wanted
-        assert start == self.granted < stop
-        assert stop <= min(len(self.written) + window, len(self.whole))
+        if self.gap:  # from there once more
+            assert start == len(self.written) < stop
+            self.in_flight.clear()
+        else:
+            assert start == self.granted < stop
+            assert stop <= min(len(self.written) + window, len(self.whole))
+        self.gap = False
         self.granted = stop
         self.in_flight += self.outgoing.chunks(start, stop)
 
@@ -140,6 +148,9 @@ class Transfer(RuleBasedStateMachine):
     @rule(data=st.data())
     def arrive_early(self, data: st.DataObject) -> None:
         assert not self.incoming.take(*data.draw(st.sampled_from(self.in_flight[1:])))
+
+        self.gap |= len(self.written) not in self.gaps
+        self.gaps.add(len(self.written))
 
     @rule(num_more=st.integers(1, 9))
     def arrive_unasked(self, num_more: int) -> None:

@@ -26,8 +26,8 @@ _CONNECT_TIMEOUT_MS = 10_000
 _RECONNECT_MS = 30_000
 """Late enough never to happen: ZeroMQ would go on with what was queued, on a connection
 that began without a hello.  Never, which it also knows, drops what has arrived."""
-_HEARTBEAT_MS = 15_000
-_HEARTBEAT_TIMEOUT_MS = 45_000
+_HEARTBEAT_MS = 10_000
+_HEARTBEAT_TIMEOUT_MS = 20_000
 _EVENT = struct.Struct("=hi")
 
 
