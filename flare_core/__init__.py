@@ -39,9 +39,11 @@ from flare_core._model import (
     Update,
 )
 from flare_core._plan import (
+    Admission,
     Encoding,
     OptimizerState,
     Plan,
+    RoundPolicy,
     Schedule,
     Select,
     Selection,
@@ -63,6 +65,7 @@ if _typing.TYPE_CHECKING:
 __all__ = [
     "DTYPES",
     "AccessDeniedError",
+    "Admission",
     "BaseModelError",
     "Binding",
     "Client",
@@ -89,6 +92,7 @@ __all__ = [
     "RefusedError",
     "RequestDeniedError",
     "Resources",
+    "RoundPolicy",
     "RunAbortedError",
     "Schedule",
     "ScheduleError",

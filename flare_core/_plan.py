@@ -102,6 +102,23 @@ class Selection(_Settings, frozen=True):
         return self.sites if self.quorum is None else self.quorum
 
 
+class RoundPolicy(_Settings, frozen=True):
+    """When a round ends that not all sites have answered, and what comes after it.
+
+    Attributes:
+        deadline_s: Seconds from the start of a round, after which it ends with the
+            updates that are in; without a quorum of them it ends as soon as there is.
+        grace_s: Seconds that the others still have once a quorum of updates is in.
+        late_weight: An update that comes one round late is counted in that round, as
+            the step that it is, with this share of its examples; if not set, it is
+            refused.
+    """
+
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    grace_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    late_weight: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+
+
 class Admission(_Settings, frozen=True):
     """What an update must keep to beside being finite and of the model's layout.
 
@@ -147,6 +164,7 @@ class Plan(_Settings, frozen=True):
         schedule: Where a round ends; if empty, what each script says itself.
         strategy: How updates are combined.
         selection: Which sites take part.
+        round: When a round ends that not all sites have answered.
         admission: What updates must keep to.
         encoding: How models travel.
         select: Tensors to exchange: ``"auto"``, ``"all"``, ``"trainable"``,
@@ -159,6 +177,7 @@ class Plan(_Settings, frozen=True):
     schedule: Schedule = Schedule()
     strategy: StrategySettings = StrategySettings()
     selection: Selection = Selection()
+    round: RoundPolicy = RoundPolicy()
     admission: Admission = Admission()
     encoding: Encoding = Encoding()
     select: Select | None = None

@@ -7,6 +7,7 @@ from flare_core._model._dtypes import (
     all_finite,
     bits_of,
     rounded_once,
+    shifted,
     squared_distance,
 )
 from flare_core._model._layout import Layout, TensorClass, TensorSpec
@@ -28,5 +29,6 @@ __all__ = [
     "as_scalars",
     "bits_of",
     "rounded_once",
+    "shifted",
     "squared_distance",
 ]

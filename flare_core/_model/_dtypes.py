@@ -130,3 +130,12 @@ def _to_bfloat16(single: Array) -> Array:
     rounded = np.where(np.isnan(single), bits | 0x40_0000, rounded)  # stays quiet NaN
     half: Array = (rounded >> 16).astype(np.uint16).view(_BFLOAT16)
     return half.reshape(single.shape)
+
+
+def shifted(array: Array, base: Array, to: Array) -> Array:
+    """Return the step from `base` to `array`, taken from `to`; a counter stays."""
+    if is_counter(array.dtype):
+        return array
+    kind = accumulator_dtype(array.dtype)
+    step = array.astype(kind) - base.astype(kind)
+    return rounded_once(to.astype(kind) + step, array.dtype)

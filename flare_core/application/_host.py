@@ -174,8 +174,9 @@ class Host:
         look_at = time.monotonic() + look_s
         while not until():
             began = time.monotonic()
-            hurry = bool(self._contests) or self._stages.hurry
-            received = self._router.receive(timeout_s=LOOK_S if hurry else look_s)
+            wait_s = LOOK_S if self._contests else look_s
+            wait_s = max(0.0, min(wait_s, self._stages.due - began))
+            received = self._router.receive(timeout_s=wait_s)
             while self._orders:
                 _guarded(self._orders.popleft())
             if received is not None:

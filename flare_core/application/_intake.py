@@ -1,14 +1,18 @@
 """What the server takes in of the sites' weights, and how it looks at them."""
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias, final
 
+import msgspec
+
 from flare_core._errors import ProtocolError, Refusal
-from flare_core._model import Layout, ModelState, Update
+from flare_core._model import Layout, ModelState, Update, shifted
 from flare_core._plan import Admission, Plan
 from flare_core.application._publication import Publication
 from flare_core.application._run_store import KeptUpdate, digest_of
@@ -23,6 +27,7 @@ from flare_core.communication import (
     Offer,
     Parcel,
     Want,
+    body,
     decoded_file,
     file_bytes,
     header,
@@ -60,6 +65,8 @@ class Intake:
         self._round_number = INITIAL
         self._layout = Layout(())
         self._base: Publication | None = None
+        self._before: Publication | None = None
+        self._late_weight = plan.round.late_weight
 
     def begin(
         self,
@@ -76,6 +83,8 @@ class Intake:
             layout: What they must look like.
             base: The global model that the round starts from.
         """
+        follows = self._base is not None and round_number == self._round_number + 1
+        self._before = self._base if follows and self._late_weight else None
         self._round_number = round_number
         self._awaited = set(sites)
         self._layout = layout
@@ -102,7 +111,8 @@ class Intake:
 
     def awaits(self, site: str, offer: Offer) -> bool:
         """Return whether what is offered is waited for."""
-        return offer.round_number == self._round_number and site in self._awaited
+        in_time = offer.round_number == self._round_number
+        return site in self._awaited and (in_time or self._is_late(offer))
 
     def open(self, site: str, offer: Offer) -> Refusal | None:
         """Begin to receive what is offered; return why not if it cannot be right."""
@@ -140,9 +150,35 @@ class Intake:
 
     def inspection(self, parcel: Parcel) -> Inspect:
         """Return what looks at weights that have arrived, before they count."""
-        return partial(
-            _inspect, parcel, self._layout, self._encoded, self._base, self._admission
+        base, moved_to = self._base, None
+        if self._is_late(parcel.offer):
+            base, moved_to = self._before, self._base
+        look = _Look(
+            encoding=self._encoded,
+            layout=self._layout,
+            base=None if base is None else base.weights,
+            admission=self._admission,
+            moved_to=None if moved_to is None else moved_to.weights,
         )
+        return partial(look.at, parcel)
+
+    def counted(self, parcel: Parcel) -> Parcel:
+        """Return an update as it counts, once it was looked at.
+
+        Its file is the decoded one; a late one answers the round that it counts in.
+        """
+        parcel, offer = parcel.plain, parcel.offer
+        if not self._is_late(offer):
+            return parcel
+        share = round(offer.num_examples * (self._late_weight or 1))
+        offer = msgspec.structs.replace(
+            offer, round_number=self._round_number, num_examples=max(1, share)
+        )
+        return Parcel(parcel.site, offer, parcel.path)
+
+    def sends(self, site: str) -> bool:
+        """Return whether a site is about to hand in what will count, though late."""
+        return self._before is not None and self._mailbox.receives(site)
 
     def wants(self) -> Iterator[tuple[str, Want]]:
         """Yield what to ask of whom now; to be called after each message."""
@@ -162,14 +198,20 @@ class Intake:
         """How what is waited for travels."""
         return "none" if self._base is None else self._encoding
 
+    def _is_late(self, offer: Offer) -> bool:
+        """Return whether weights come a round late, and count all the same."""
+        late = offer.round_number == self._round_number - 1
+        return late and self._before is not None
+
     def _ill_offered(self, site: str, offer: Offer) -> Refusal | None:
         if offer.layout is not None:
             refusal = misfit(site, offer.layout, self._layout)
             return refusal or _refusal(site, "no layout", "the one it joined with")
         exact = file_bytes(self._layout)
         base = b""
-        if self._encoded != "none" and self._base is not None:
-            base = self._base.model.stream
+        model = self._before if self._is_late(offer) else self._base
+        if self._encoded != "none" and model is not None:
+            base = model.model.stream
         if offer.base != base:
             expected = f"weights told against the global model {base.hex() or 'none'}"
             return _refusal(site, expected, f"against {offer.base.hex() or 'none'}")
@@ -200,43 +242,79 @@ class Intake:
         """Return the file for weights; that of a short update would take longer."""
         if self._base is None:
             return self._spool.model(INITIAL + 1)
-        if offer.is_short:
+        if offer.is_short and not self._late_weight:
             return None
         return self._spool.update(site, encoded=self._encoded != "none")
 
 
-def _inspect(
-    parcel: Parcel,
-    layout: Layout,
-    encoding: str,
-    base: Publication | None,
-    admission: Admission,
-) -> ModelState | Refusal:
-    site, offer = parcel.site, parcel.offer
-    try:
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What weights are compared with.
+
+    Attributes:
+        encoding: How they travelled.
+        layout: What they must look like.
+        base: The global model that they were trained from; None for those that a run
+            starts from.
+        admission: What the plan says that an update must keep to.
+        moved_to: The global model that a late update is a step from now.
+    """
+
+    encoding: str
+    layout: Layout
+    base: ModelState | None
+    admission: Admission
+    moved_to: ModelState | None
+
+    def at(self, parcel: Parcel) -> ModelState | Refusal:
+        """Return the weights that have arrived, or why they are none."""
+        site, offer = parcel.site, parcel.offer
+        try:
+            weights = self._read(parcel)
+        except (ProtocolError, ValueError) as exc:
+            return _refusal(site, "a model", str(exc))
+        except OSError as exc:
+            if offer.spooled is None:
+                raise  # the server's own disk
+            return _refusal(site, f"a file to read, {parcel.path}", f"{exc.strerror}")
+        if self.base is None:
+            return unfit(site, weights, self.layout) or weights
+        update = Update(
+            site=site,
+            round_number=offer.round_number,
+            weights=weights,
+            num_examples=offer.num_examples,
+        )
+        refusal = inadmissible(update, self.base, self.admission)
+        if refusal is None and self.moved_to is not None:
+            weights = self._moved(parcel, weights, self.base, self.moved_to)
+            refusal = unfit(site, weights, self.layout)
+        let_go(weights)  # its turn to be folded may be far
+        return refusal or weights
+
+    def _read(self, parcel: Parcel) -> ModelState:
         file = parcel.contents()
-        if encoding != "none" and base is not None and not parcel.is_plain:
-            file = _decoded(parcel, file, encoding, base.weights)
-        if header_bytes(file) != len(header(layout.tensors)):
-            return _refusal(site, "a model", f"a header of {header_bytes(file)} bytes")
-        weights = unpack(file, classes=layout.classes)
-    except (ProtocolError, ValueError) as exc:
-        return _refusal(site, "a model", str(exc))
-    except OSError as exc:
-        if offer.spooled is None:
-            raise  # the server's own disk
-        return _refusal(site, f"a file to read, {parcel.path}", f"{exc.strerror}")
-    if base is None:
-        return unfit(site, weights, layout) or weights
-    update = Update(
-        site=site,
-        round_number=offer.round_number,
-        weights=weights,
-        num_examples=offer.num_examples,
-    )
-    refusal = inadmissible(update, base.weights, admission)
-    let_go(weights)  # its turn to be folded may be far
-    return refusal or weights
+        if self.encoding != "none" and self.base is not None and not parcel.is_plain:
+            file = _decoded(parcel, file, self.encoding, self.base)
+        if header_bytes(file) != len(header(self.layout.tensors)):
+            msg = f"a header of {header_bytes(file)} bytes"
+            raise ProtocolError(msg)
+        return unpack(file, classes=self.layout.classes)
+
+    def _moved(
+        self, parcel: Parcel, weights: ModelState, base: ModelState, to: ModelState
+    ) -> ModelState:
+        """Return a late update as a step from another model, in its file."""
+        path = parcel.plain.path
+        assert path is not None  # noqa: S101 - where late ones count, all have a file
+        bodies = (
+            body(spec, shifted(weights[spec.name], base[spec.name], to[spec.name]))
+            for spec in self.layout.tensors
+        )
+        frames = itertools.chain([header(self.layout.tensors)], bodies)
+        write_file(path, file_bytes(self.layout), frames)
+        return unpack(mapped(path), classes=self.layout.classes)
 
 
 def _decoded(parcel: Parcel, file: Frame, encoding: str, base: ModelState) -> Frame:

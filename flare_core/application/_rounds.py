@@ -1,48 +1,47 @@
 """The rounds of a run, one after the other: updates come in, global models go out."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import final
 
-import msgspec
-
-from flare_core._errors import ConfigurationError, Refusal
+from flare_core._errors import Refusal
 from flare_core._model import Layout, ModelState
-from flare_core._plan import Plan
+from flare_core._plan import Plan, RoundPolicy
 from flare_core.application._aggregator import Aggregator
+from flare_core.application._deadline import Deadline
 from flare_core.application._distribution import Distribution, Send
 from flare_core.application._events import (
     Observer,
-    Published,
-    RoundPlayed,
     RoundRecord,
-    RunPaused,
-    RunResumed,
     SiteReport,
     Updated,
     UpdateIgnored,
 )
+from flare_core.application._folding import Folding
 from flare_core.application._intake import Intake
 from flare_core.application._lobby import Lobby
+from flare_core.application._on_record import OnRecord
 from flare_core.application._opening import Initial
-from flare_core.application._publication import Publication, blake3_of
+from flare_core.application._publication import Publication
 from flare_core.application._round_report import RoundReport
 from flare_core.application._run_store import (
     Kept,
     KeptUpdate,
     Ledger,
     RunStore,
-    digest_of,
+    check_model,
 )
 from flare_core.application._spool import Spool
+from flare_core.application._waiting import Waiting
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     INITIAL,
     SHORT_BYTES,
     Aborted,
     Committed,
-    Notice,
     Offer,
     Parcel,
     Want,
@@ -99,25 +98,26 @@ class Rounds:
         self._ledger = ledger
         self._send = send
         self._observer = observer
-        self._recorded = recorded
+        self._on_record = OnRecord(
+            plan.rounds, worker=worker, ledger=ledger, observer=observer, then=recorded
+        )
         self._failed = failed
         self._patient = patient
         self._round: Round | None = None
         self._report = RoundReport(0)
         self._model: Publication | None = None
         self._distribution: Distribution | None = None
-        self._aggregator: Aggregator | None = None
-        self._updates: dict[str, ModelState] = {}
-        self._folded: list[str] = []
+        self._folding: Folding | None = None
         self._closing = False
         self._owed: list[tuple[str, Offer]] = []
-        self._paused = ""
+        self._waiting = Waiting(plan, lobby, send, observer)
+        self._deadline = Deadline(RoundPolicy())
         self.weights: Mapping[str, int] = {}
 
     @property
     def begun(self) -> bool:
         """Whether there are weights to start from."""
-        return self._aggregator is not None
+        return self._folding is not None
 
     @property
     def number(self) -> int:
@@ -129,12 +129,16 @@ class Rounds:
         """Whether the final model is out."""
         return self.number == self._plan.rounds
 
+    @property
+    def due(self) -> float:
+        """When to call `tick`, on the monotonic clock."""
+        return math.inf if self._closing else self._deadline.due
+
     def begin(self, initial: Initial) -> None:
         """Start from the weights of a site."""
-        path, offer = initial.parcel.path, initial.parcel.offer
+        path = initial.parcel.path
         assert path is not None  # noqa: S101 - only a later one may be short
-        self._get_ready(initial.layout, offer.num_bytes)
-        self._publish(self._aggregator_of_it.first(path, initial.stream), 0, None)
+        self._publish(self._first(path, initial.stream, initial.layout), 0, None)
 
     def resume(self, kept: Kept, layout: Layout) -> None:
         """Go on in the round that another server was in.
@@ -149,20 +153,8 @@ class Rounds:
         number = kept.number
         assert number is not None  # noqa: S101 - else there is no round
         path = self._spool.model(number)
-        try:
-            stream = digest_of(path)
-        except OSError as exc:
-            msg = f"the global model of round {number}, {path}: {exc.strerror}"
-            raise ConfigurationError(msg) from exc
-        if stream != kept.stream:
-            msg = (
-                f"the global model of round {number}, {path}, is damaged: expected "
-                f"XXH3-128 {kept.stream.hex()}, got {stream.hex()}; restore it from a "
-                "backup, or stop the run"
-            )
-            raise ConfigurationError(msg)
-        self._get_ready(layout, path.stat().st_size)
-        model = self._aggregator_of_it.first(path, stream)
+        check_model(path, number, kept.stream)
+        model = self._first(path, kept.stream, layout)
         invited = {
             name
             for name, standing in kept.sites.items()
@@ -174,7 +166,7 @@ class Rounds:
             self.weights = {n: one.num_examples for n, one in before.sites.items()}
         for update in kept.updates:
             self._restore(update)
-        self._put_on_record(model, number, kept.record)
+        self._on_record.put(model, number, kept.record)
 
     def announce(self, site: str) -> None:
         """Tell a site of the global model, unless its update is in already."""
@@ -222,11 +214,11 @@ class Rounds:
             return 0
         if self._closing or self.finished:
             return min(current.number + 1, self._plan.rounds)
-        if site not in current.cohort and not self._paused:
+        if site not in current.cohort and not self._waiting.reason:
             return current.number + 1
         current.invite(site)
         self._intake.expect(site)
-        self._say_whether_it_waits(current)
+        self._look_whether_it_waits(current)
         return current.number
 
     def lose(self, site: str, why: str) -> None:
@@ -241,21 +233,21 @@ class Rounds:
         if not self._patient and (current.short_by or none_follows):
             self._give_up(current, why, site)
             return
-        self._say_whether_it_waits(current)
+        self._look_whether_it_waits(current)
         self._go_on(current)
 
     def admit(self, parcel: Parcel, weights: ModelState) -> None:
         """Let an update count, and fold what is next in the cohort's order."""
+        parcel = self._intake.counted(parcel)
         site, offer = parcel.site, parcel.offer
         current, number = self._round, offer.round_number
         if current is None or not current.receive(site, number, offer.num_examples):
-            self._observer(UpdateIgnored(site, number))
+            self.stale(site, number, repeated=False)
             return
         if offer.spooled and self._distribution is not None:
             self._distribution.shared(site)
-        parcel = parcel.plain
         report = self._report.received(site, offer)
-        self._updates[site] = weights
+        self._folding_of_it.keep(site, weights)
         self._ledger.write(
             partial(self._commit, parcel, report),
             partial(self._committed, site, offer),
@@ -276,15 +268,18 @@ class Rounds:
             self._send(site, Committed(stream=offer.stream))
 
     @property
-    def _aggregator_of_it(self) -> Aggregator:
-        assert self._aggregator is not None  # noqa: S101 - there is a model
-        return self._aggregator
+    def _folding_of_it(self) -> Folding:
+        assert self._folding is not None  # noqa: S101 - there is a model
+        return self._folding
 
-    def _get_ready(self, layout: Layout, num_bytes: int) -> None:
-        self._worker.small = num_bytes <= SHORT_BYTES
-        self._aggregator = Aggregator(
+    def _first(self, path: Path, stream: bytes, layout: Layout) -> Publication:
+        """Return the model that this server starts from."""
+        self._worker.small = path.stat().st_size <= SHORT_BYTES
+        aggregator = Aggregator(
             self._plan, layout, self._strategy, self._spool, self._worker.each
         )
+        self._folding = Folding(aggregator, self._worker)
+        return aggregator.first(path, stream)
 
     def _restore(self, update: KeptUpdate) -> None:
         """Look at an update that was committed before this server was started."""
@@ -303,30 +298,32 @@ class Rounds:
             _log.warning("a kept update is of no use: %s", weights)
             self._intake.expect(parcel.site)
         elif current.receive(parcel.site, current.number, parcel.offer.num_examples):
-            self._updates[parcel.site] = weights
+            self._folding_of_it.keep(parcel.site, weights)
             self._report.restored(parcel.site, update.report)
             self._go_on(current)
 
     def _go_on(self, current: Round) -> None:
-        """Fold what is ready, and end the round if that was all."""
+        """Fold what is ready, and end the round if that was all, or it is time."""
         if self._closing:
             return
-        ready = list(current.ready)
-        if ready[: len(self._folded)] != self._folded:  # one came in between
-            self._worker.do(self._aggregator_of_it.begin_anew)
-            self._folded = []
-        for site in ready[len(self._folded) :]:
-            num_examples = current.num_examples[site]
-            add = partial(self._aggregator_of_it.add, self._updates[site], num_examples)
-            self._worker.do(add)
-        self._folded = ready
+        if len(current.num_examples) >= self._plan.selection.least:
+            self._deadline.quorum()
+            for site in current.missing if self._deadline.passed else ():
+                current.lose(site)
+        self._folding_of_it.advance(current)
         if current.complete:
             self._closing = True
             assert self._model is not None  # noqa: S101 - there is a round
-            self._worker.do(
-                partial(self._aggregator_of_it.finish, self._model, current.number + 1),
-                partial(self._played, current),
+            self._folding_of_it.finish(
+                self._model, current.number + 1, partial(self._played, current)
             )
+
+    def tick(self) -> None:
+        """End the round that is due, or say what it waits for; see `due`."""
+        self._deadline.strike()
+        if self._round is not None:
+            self._look_whether_it_waits(self._round)
+            self._go_on(self._round)
 
     def _played(self, current: Round, outcome: Publication | Refusal) -> None:
         """A round is over."""
@@ -350,12 +347,13 @@ class Rounds:
                 self._committed(site, offer)
             self._owed.clear()
             for site in sorted(self._lobby.present):
-                self.announce(site)
-            self._put_on_record(model, number, record)
+                if not self._intake.sends(site):
+                    self.announce(site)
+            self._on_record.put(model, number, record)
             if before is not None:
                 self._worker.do_aside(before.discard)
             if self._round is not None:
-                self._say_whether_it_waits(self._round)
+                self._look_whether_it_waits(self._round)
 
         self._ledger.write(
             lambda store: store.published(number, file.path, file.stream, record),
@@ -366,11 +364,11 @@ class Rounds:
         """Wait for the updates of a round."""
         self._model = model
         self._report = RoundReport(number)
-        self._updates.clear()
-        self._folded = []
+        self._folding_of_it.begin()
         self._closing = False
         least = self._plan.selection.least
         self._round = Round(number, invited, quorum=least)
+        self._deadline = Deadline(RoundPolicy() if self.finished else self._plan.round)
         cohort = () if self.finished else self._round.cohort
         self._intake.begin(number, cohort, model.weights.layout, model)
         self._distribution = Distribution(
@@ -381,50 +379,14 @@ class Rounds:
             report=self._report,
         )
 
-    def _put_on_record(
-        self, model: Publication, number: int, record: RoundRecord | None
-    ) -> None:
-        self._worker.do(
-            partial(blake3_of, model.model.path),
-            partial(self._hashed, model, number, record),
-        )
-
-    def _hashed(
-        self, model: Publication, number: int, record: RoundRecord | None, blake3: str
-    ) -> None:
-        """A global model is out, and the round that it came out of is over."""
-        final = number == self._plan.rounds
-        path, weights = model.model.path, model.weights
-        self._observer(Published(number, path, weights, blake3, final))
-        played = record and msgspec.structs.replace(record, blake3=blake3)
-        if played is not None:
-            self._observer(RoundPlayed(played))
-        self._ledger.write(lambda store: store.recorded(number, blake3, played))
-        self._recorded(number, blake3)
-
-    def _say_whether_it_waits(self, current: Round) -> None:
-        """Say so when the run must wait for sites, and when it need not any more."""
+    def _look_whether_it_waits(self, current: Round) -> None:
+        """Say what the run waits for, or give it up where nobody comes back."""
         if self.finished:
             return
-        waits = ""
-        if current.short_by:
-            waits = (
-                f"round {current.number} needs {self._plan.selection.least} updates; "
-                f"{current.short_by} of these must come back: "
-                f"{self._lobby.gone_in_words}"
-            )
-        if waits == self._paused:
-            return
-        if waits and not self._patient:
+        if current.short_by and not self._patient:
             self._give_up(current, f"sites are gone: {self._lobby.gone_in_words}", "")
-            return
-        self._paused = waits
-        event = (
-            RunPaused(current.number, waits) if waits else RunResumed(current.number)
-        )
-        self._observer(event)
-        for site in sorted(self._lobby.present):
-            self._send(site, Notice(words=waits or f"round {current.number} goes on"))
+        else:
+            self._waiting.look(current, overdue=self._deadline.passed)
 
     def _give_up(self, current: Round, why: str, site: str) -> None:
         reason = (

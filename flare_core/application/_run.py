@@ -117,6 +117,15 @@ class Run:
         """The round that is played, or the number of rounds played."""
         return self._rounds.number
 
+    @property
+    def due(self) -> float:
+        """When to call `tick`, on the monotonic clock."""
+        return self._rounds.due
+
+    def tick(self) -> None:
+        """Do what is due."""
+        self._rounds.tick()
+
     def resume(self, kept: Kept) -> None:
         """Go on where another server was.
 

@@ -209,10 +209,11 @@ class RunStore:
             )
 
     def recorded(self, number: int, blake3: str, record: RoundRecord | None) -> None:
-        """Keep the hash of a model."""
+        """Keep the hash of a model, and the record of its round if that has changed."""
         encoded = None if record is None else msgspec.msgpack.encode(record)
         self._db.execute(
-            "UPDATE models SET blake3 = ?, record = ? WHERE number = ?",
+            "UPDATE models SET blake3 = ?, record = coalesce(?, record) "
+            "WHERE number = ?",
             (blake3, encoded, number),
         )
 
@@ -335,6 +336,31 @@ def sync(path: Path) -> None:
 def digest_of(path: Path) -> bytes:
     """Return the XXH3-128 of a file."""
     return xxhash.xxh3_128_digest(mapped(path))
+
+
+def check_model(path: Path, number: int, stream: bytes) -> None:
+    """Raise if the file of a global model is not what it was.
+
+    Args:
+        path: The file.
+        number: Of the round that starts from it.
+        stream: Its XXH3-128.
+
+    Raises:
+        ConfigurationError: If it is damaged, or gone.
+    """
+    what = f"the global model of round {number}, {path},"
+    try:
+        found = digest_of(path)
+    except OSError as exc:
+        msg = f"{what} cannot be read: {exc.strerror}; put it back, or stop the run"
+        raise ConfigurationError(msg) from exc
+    if found != stream:
+        msg = (
+            f"{what} is damaged: expected XXH3-128 {stream.hex()}, got {found.hex()}; "
+            "put it back from a backup, or stop the run"
+        )
+        raise ConfigurationError(msg)
 
 
 def _decoded(encoded: bytes | None, kind: type[_T]) -> _T | None:

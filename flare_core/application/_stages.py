@@ -1,5 +1,6 @@
 """The runs that a host plays: opened, tried again where a disk was full, closed."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,14 +108,20 @@ class Stages:
         self._played[stage.name].callers.add(peer)
 
     @property
-    def hurry(self) -> bool:
-        """Whether some run has halted."""
-        return any(played.closer is not None for played in self._played.values())
+    def due(self) -> float:
+        """When to `look` at the latest, on the monotonic clock."""
+        moments = (
+            one.stage.run.due if one.closer is None else one.due
+            for one in self._played.values()
+        )
+        return min(moments, default=math.inf)
 
     def look(self, endpoint: str) -> None:
-        """Close what is over, and take up what has halted long enough ago."""
+        """Do what is due, close what is over, take up what has halted long ago."""
         for name, played in list(self._played.items()):
             stage = played.stage
+            if time.monotonic() >= stage.run.due and not stage.halted:
+                stage.do(stage.run.tick)
             if stage.run.over:
                 stage.end()
                 self._sessions.close_all_of(stage)

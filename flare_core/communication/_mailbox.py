@@ -93,6 +93,10 @@ class Mailbox:
         """Return whether a stream of a site has arrived already."""
         return self._committed.get(site) == stream
 
+    def receives(self, site: str) -> bool:
+        """Return whether a stream of a site is underway."""
+        return site in self._uploads
+
     def open(self, site: str, offer: Offer, path: Path | None) -> None:
         """Begin to receive a stream, or go on with it after a break.
 

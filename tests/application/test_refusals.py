@@ -13,6 +13,7 @@ from flare_core.communication import (
     PROTOCOL,
     Aborted,
     Hello,
+    Leave,
     Ping,
     Pong,
     Refused,
@@ -272,24 +273,31 @@ def test_a_name_that_is_taken_is_refused(
         flare.join(model(1), site=path)
 
 
-def test_whoever_says_hello_last_has_the_name_and_the_other_is_told(
-    run_server: RunServer,
+@pytest.mark.parametrize("ends", ["answers", "hangs up", "is silent"])
+def test_of_two_processes_of_one_name_the_one_that_is_there_has_it(
+    ends: str, run_server: RunServer, pool: ThreadPoolExecutor, site_file: SiteFile
 ) -> None:
-    server = run_server(plan())
-    first, second = Stranger(server.endpoint), Stranger(server.endpoint)
-    for peer in (first, second):
-        peer.say(hello("a"))
-        assert isinstance(peer.hear(), Welcome)
+    server = run_server(plan(quorum=1))
+    a = pool.submit(play, site_file("a", server.endpoint), model(0), add(1))
+    with closing(Stranger(server.endpoint)) as first:
+        first.join("b", flare.ModelState(model(0)).layout)
+        assert isinstance(first.hear(), Start)
 
-    first.say(Ping())
-    second.say(Ping())
+        second = pool.submit(play, site_file("b", server.endpoint), model(0), add(3))
 
-    told = first.hear()
-    assert isinstance(told, Aborted)
-    assert "another site has taken the same name" in told.reason
-    assert isinstance(second.hear(), Pong)
-    first.close()
-    second.close()
+        assert isinstance(first.hear(), Ping)  # is it there?
+        if ends == "answers":
+            first.say(Pong())
+            error = second.exception(WAIT_S)
+            assert isinstance(error, flare.RunAbortedError)
+            assert "a site called 'b' is connected; names must be unique" in str(error)
+            first.say(Leave(metrics={}, reason="enough", failed=True))
+            assert a.result(WAIT_S)["w"].tolist() == [1]
+            return
+        if ends == "hangs up":
+            first.close()
+        assert second.result(WAIT_S)["w"].tolist() == [2]
+        assert a.result(WAIT_S)["w"].tolist() == [2]
 
 
 def test_one_site_too_many_is_turned_away(

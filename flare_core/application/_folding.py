@@ -1,0 +1,64 @@
+"""Has the updates of a round folded as soon as they can be, in the cohort's order."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import final
+
+from flare_core._errors import Refusal
+from flare_core._model import ModelState
+from flare_core.application._aggregator import Aggregator
+from flare_core.application._publication import Publication
+from flare_core.application._worker import Worker
+from flare_core.federation import Round
+
+
+@final
+class Folding:
+    """The updates of one round after the other.
+
+    Args:
+        aggregator: Folds them.
+        worker: Has it done while the server answers.
+    """
+
+    def __init__(self, aggregator: Aggregator, worker: Worker) -> None:
+        self._aggregator = aggregator
+        self._worker = worker
+        self._updates: dict[str, ModelState] = {}
+        self._folded: list[str] = []
+
+    def begin(self) -> None:
+        """Forget the updates of the round before."""
+        self._updates.clear()
+        self._folded = []
+
+    def keep(self, site: str, weights: ModelState) -> None:
+        """Take an update, for when its turn comes."""
+        self._updates[site] = weights
+
+    def advance(self, current: Round) -> None:
+        """Fold what is ready; anew, if one came that belongs in between."""
+        ready = list(current.ready)
+        if ready[: len(self._folded)] != self._folded:
+            self._worker.do(self._aggregator.begin_anew)
+            self._folded = []
+        for site in ready[len(self._folded) :]:
+            num_examples = current.num_examples[site]
+            weights = self._updates[site]
+            self._worker.do(partial(self._aggregator.add, weights, num_examples))
+        self._folded = ready
+
+    def finish(
+        self,
+        model: Publication,
+        number: int,
+        then: Callable[[Publication | Refusal], None],
+    ) -> None:
+        """Write the next model.
+
+        Args:
+            model: The one that the round started from.
+            number: Of the round that starts from the next one.
+            then: Called with it on the server's thread.
+        """
+        self._worker.do(partial(self._aggregator.finish, model, number), then)

@@ -1,0 +1,70 @@
+"""Puts global models, and the rounds that they come out of, on record."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import final
+
+import msgspec
+
+from flare_core.application._events import (
+    Observer,
+    Published,
+    RoundPlayed,
+    RoundRecord,
+)
+from flare_core.application._publication import Publication, blake3_of
+from flare_core.application._run_store import Ledger
+from flare_core.application._worker import Worker
+
+
+@final
+class OnRecord:
+    """Takes the hash of each global model, and tells of it.
+
+    Args:
+        rounds: How many the run has.
+        worker: Takes the hashes while the server answers.
+        ledger: Keeps them.
+        observer: Told of each model, and of the round before.
+        then: Called with the number and the hash of each.
+    """
+
+    def __init__(
+        self,
+        rounds: int,
+        *,
+        worker: Worker,
+        ledger: Ledger,
+        observer: Observer,
+        then: Callable[[int, str], None],
+    ) -> None:
+        self._rounds = rounds
+        self._worker = worker
+        self._ledger = ledger
+        self._observer = observer
+        self._then = then
+
+    def put(self, model: Publication, number: int, record: RoundRecord | None) -> None:
+        """Put a model on record.
+
+        Args:
+            model: It.
+            number: Of the round that starts from it.
+            record: Of the round that it came out of, if that has to be told.
+        """
+        self._worker.do(
+            partial(blake3_of, model.model.path),
+            partial(self._hashed, model, number, record),
+        )
+
+    def _hashed(
+        self, model: Publication, number: int, record: RoundRecord | None, blake3: str
+    ) -> None:
+        final = number == self._rounds
+        path, weights = model.model.path, model.weights
+        self._observer(Published(number, path, weights, blake3, final))
+        played = record and msgspec.structs.replace(record, blake3=blake3)
+        if played is not None:
+            self._observer(RoundPlayed(played))
+        self._ledger.write(lambda store: store.recorded(number, blake3, played))
+        self._then(number, blake3)

@@ -1,0 +1,63 @@
+"""What a round waits for that it cannot do without, told to all."""
+
+from typing import final
+
+from flare_core._plan import Plan
+from flare_core.application._distribution import Send
+from flare_core.application._events import Observer, RunPaused, RunResumed
+from flare_core.application._lobby import Lobby
+from flare_core.communication import Notice
+from flare_core.federation import Round
+
+
+@final
+class Waiting:
+    """Says when a run pauses, and when it goes on.
+
+    Args:
+        plan: What is played.
+        lobby: Who takes part.
+        send: How to reach a site.
+        observer: Told of it, too.
+
+    Attributes:
+        reason: What the run waits for; empty while it does not.
+    """
+
+    def __init__(
+        self, plan: Plan, lobby: Lobby, send: Send, observer: Observer
+    ) -> None:
+        self._least = plan.selection.least
+        self._lobby = lobby
+        self._send = send
+        self._observer = observer
+        self.reason = ""
+
+    def look(self, current: Round, *, overdue: bool) -> None:
+        """Say what has changed.
+
+        Args:
+            current: The round that is played.
+            overdue: Whether its deadline has passed.
+        """
+        reason = self._reason(current, overdue=overdue)
+        if reason == self.reason:
+            return
+        self.reason, number = reason, current.number
+        self._observer(RunPaused(number, reason) if reason else RunResumed(number))
+        for site in sorted(self._lobby.present):
+            self._send(site, Notice(words=reason or f"round {number} goes on"))
+
+    def _reason(self, current: Round, *, overdue: bool) -> str:
+        number, here = current.number, len(current.num_examples)
+        if current.short_by:
+            return (
+                f"round {number} needs {self._least} updates; {current.short_by} of "
+                f"these must come back: {self._lobby.gone_in_words}"
+            )
+        if overdue and here < self._least:
+            return (
+                f"round {number} is past its deadline and needs {self._least} updates; "
+                f"{here} are in, and it waits for {', '.join(current.missing)}"
+            )
+        return ""
