@@ -42,6 +42,8 @@ from site_scripts import WAIT_S, Local, Stranger, Train, model, plan, play, wand
 
 AuditLine = Mapping[str, Any]
 _DAY_S = 86_400.0
+PATIENCE_S = 30.0
+"""Of sites: a test that goes wrong is not to wait for an hour."""
 _MODEL = model(*range(1000))
 
 
@@ -92,6 +94,11 @@ class ServerProcess:
             )
         self.pid = self._process.pid
 
+    def kill(self) -> None:
+        """End it at once, as a loss of power does."""
+        self._process.kill()
+        self._process.wait(WAIT_S)
+
     def close(self) -> None:
         """End it, unless it has ended; say what it said if it did not end well."""
         self._process.terminate()
@@ -133,6 +140,11 @@ class Deployment:
     def stop(self) -> None:
         """End the server, for `start` to start it again; raise what it raised."""
         self._server.close()
+
+    def kill(self) -> None:
+        """End a server that is a process at once, for `start` to start it again."""
+        assert isinstance(self._server, ServerProcess)
+        self._server.kill()
 
     def start(self) -> None:
         """Start the server again, where it was before."""
@@ -183,7 +195,8 @@ class Deployment:
         home = self.path / name
         tree = msgspec.toml.decode((home / "site.toml").read_bytes(), type=dict)
         path = home / f"{run}.toml"
-        path.write_text(tomli_w.dumps({**tree, "run": run, **settings}))
+        told = {"run": run, "patience_s": PATIENCE_S, **settings}
+        path.write_text(tomli_w.dumps({**tree, **told}))
         return path
 
     def account(self, name: str) -> Account:

@@ -50,6 +50,7 @@ class RoundReport:
     def restored(self, site: str, report: SiteReport) -> None:
         """Note what was said of an update before the server was started again."""
         self._sites[site] = report
+        self._began = min(self._began, time.monotonic() - report.seconds)
 
     def record(self, weights: Mapping[str, int], *, error_down: float) -> RoundRecord:
         """Return the record of the round; the hash of what came out is to follow.

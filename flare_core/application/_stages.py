@@ -127,6 +127,8 @@ class Stages:
                 self._sessions.close_all_of(stage)
                 self._over.add(name)
                 del self._played[name]
+                for peer in played.callers:  # says hello once more, and is told
+                    self._reply(peer, Again())
                 if played.closer is None:
                     self._close(stage)
             elif stage.halted and played.closer is None:
