@@ -12,7 +12,8 @@ from chaos.faults import draw
 from chaos.federation import ROUNDS, SITES, Outcome, play
 
 _FLOATS = 1_000_000
-_BYTES = 4 * _FLOATS
+NUM_BYTES = 4 * _FLOATS
+"""Of the model."""
 _SAID = 10_000
 _HERE = Path(__file__).parent
 LOOPS: dict[str, Sequence[str]] = {
@@ -42,7 +43,7 @@ def run(
     table = Table("faults", "seconds", "starts", "outcome")
     bad = bool(alone.problems)
     for number in range(runs):
-        drawn = [draw(rng, SITES, _BYTES) for _ in range(faults)]
+        drawn = [draw(rng, SITES, NUM_BYTES) for _ in range(faults)]
         if only not in (None, number + 1):
             continue
         outcome = play(command, plan, drawn, alone_s=alone.seconds)
