@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -172,4 +173,5 @@ def go_on_behind(engine: Engine, event: Events, handler: Callable[..., Any]) -> 
     handlers = engine._event_handlers[event]  # noqa: SLF001 - as above
     place = [one for one, *_ in handlers].index(handler)
     for one, given, named in handlers[place + 1 :]:
-        one(*given, **named)
+        known = [arg() if isinstance(arg, ref) else arg for arg in given]  # the engine
+        one(*known, **named)

@@ -11,10 +11,12 @@ from functools import partial
 from inspect import getattr_static
 from itertools import islice
 from logging import Logger
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Protocol, TypeAlias, final
 
 from ignite.engine import Engine
+from ignite.handlers import Checkpoint, DiskSaver
 from ignite.metrics import Metric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -79,6 +81,34 @@ class _Attributes:
 
 
 @final
+class _Files:
+    """What a `Checkpoint` of Ignite has saved, of which the last may be gone.
+
+    It may have removed a file after its own state was saved, and would fail to remove
+    it again.
+    """
+
+    def __init__(self, saver: Checkpoint) -> None:
+        self._saver = saver
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self._saver.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        there = [one for one in state_dict["_saved"] if self._is_there(one[1])]
+        self._saver.load_state_dict({**state_dict, "_saved": there})
+
+    def _is_there(self, name: str) -> bool:
+        to = self._saver.save_handler
+        if not isinstance(to, DiskSaver):
+            return True
+        name = (
+            getattr(to, "filename", None) or name
+        )  # MONAI's may have one name for all
+        return Path(to.dirname, name).exists()
+
+
+@final
 class _Search:
     def __init__(self, engine: Engine, known: Iterable[Any]) -> None:
         self._trains = engine
@@ -126,6 +156,8 @@ class _Search:
         elif isinstance(part, nn.Module):
             if not _tensors_of(part) <= self._tensors:
                 yield place, part
+        elif isinstance(part, Checkpoint):
+            yield place, _Files(part)
         elif _is_stateful(part):
             yield place, part
 
