@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, final
 
 import pytest
+import torch
+from ignite.engine import DeterministicEngine, Engine, Events
 
-from adapters.scripts.ignite_site import net, train
+from adapters.scripts.ignite_site import net, rows, train
 from deployed import Deployment, deployment
 from flare_core import (
     ModelState,
@@ -72,23 +74,56 @@ def play_other(file: Path, schedule: Schedule) -> None:
     link.leave({})
 
 
-@contextmanager
-def run_of(
-    deployed: Deployment, pool: ThreadPoolExecutor, name: str, schedule: Schedule
-) -> Iterator[Path]:
-    """Play a run with the other site; give the site file of the one that is tested."""
-    plan = Plan(rounds=5, schedule=schedule, selection=Selection(sites=2))
-    deployed.create(name, plan)
-    other = pool.submit(play_other, deployed.site("b", name), schedule)
-    yield deployed.site("a", name)
-    other.result(WAIT_S)
+@final
+class Runs:
+    """Runs of two sites, of which a test plays one.
+
+    Args:
+        deployed: The server.
+        pool: For the other site.
+        folder: For what the script writes.
+    """
+
+    def __init__(
+        self, deployed: Deployment, pool: ThreadPoolExecutor, folder: Path
+    ) -> None:
+        self._deployed = deployed
+        self._pool = pool
+        self._folder = folder
+
+    def play(
+        self, name: str, plan: Plan, site_of_the_test: Callable[[Path, Path], object]
+    ) -> Played:
+        """Play a run, and return what it has left.
+
+        Args:
+            name: Its name.
+            plan: Its plan.
+            site_of_the_test: Plays its part, by its site file and in a folder.
+        """
+        folder = self._folder / name
+        folder.mkdir()
+        self._deployed.create(name, plan)
+        file = self._deployed.site("b", name)
+        other = self._pool.submit(play_other, file, plan.schedule)
+        site_of_the_test(self._deployed.site("a", name), folder)
+        other.result(WAIT_S)
+        return self._played(name, folder)
+
+    def _played(self, name: str, folder: Path) -> Played:
+        info = self._deployed.ended(name)
+        assert (info.state, info.error) == ("finished", "")
+        assert not list((self._deployed.path / "a").glob("checkpoint-*"))
+        models = {
+            path.name: path.read_bytes() for path in (folder / "models").iterdir()
+        }
+        notes = (folder / "log.jsonl").read_text().splitlines()
+        return Played(info.blake3, notes, models)
 
 
-def played(deployed: Deployment, run: str, folder: Path) -> Played:
-    info = deployed.ended(run)
-    assert (info.state, info.error) == ("finished", "")
-    models = {path.name: path.read_bytes() for path in (folder / "models").iterdir()}
-    return Played(info.blake3, (folder / "log.jsonl").read_text().splitlines(), models)
+@pytest.fixture
+def runs(deployed: Deployment, pool: ThreadPoolExecutor, tmp_path: Path) -> Runs:
+    return Runs(deployed, pool, tmp_path)
 
 
 @contextmanager
@@ -124,53 +159,135 @@ def end_at(point: str, file: Path, folder: Path, signum: signal.Signals) -> str:
     raise AssertionError(msg)
 
 
+def undisturbed(file: Path, folder: Path) -> None:
+    train(folder, site=file)
+
+
+class BrokenError(Exception):
+    """What ends a training."""
+
+
+def cut_epochs_short(engine: Engine) -> None:
+    """End each epoch in the middle."""
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED(every=5), engine.terminate_epoch
+    )
+
+
+def breaking(iteration: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that break an iteration."""
+    others = settings.get("prepare", lambda _: None)
+
+    def fail() -> None:
+        raise BrokenError
+
+    def prepare(engine: Engine) -> None:
+        others(engine)
+        engine.add_event_handler(Events.ITERATION_STARTED(once=iteration), fail)
+
+    return {**settings, "prepare": prepare}
+
+
+def iterations_twice(notes: Sequence[str]) -> list[int]:
+    """Return the iterations that were noted more than once."""
+    noted = Counter(json.loads(note).get("iteration", 0) for note in notes)
+    return sorted(number for number, times in noted.items() if number and times > 1)
+
+
+KILLED_IN_EPOCHS = [
+    ("iteration-3", signal.SIGKILL),  # before there is anything to go on from
+    ("iteration-8", signal.SIGKILL),  # in the middle of a round
+    ("saved-12", signal.SIGKILL),  # when a round is saved, and nothing of it has left
+    ("epoch-3", signal.SIGKILL),  # when the next global model has been validated
+    ("iteration-21", signal.SIGINT),
+]
+KILLED_IN_STEPS = [
+    ("iteration-6", signal.SIGKILL),
+    ("saved-8", signal.SIGKILL),
+    ("iteration-15", signal.SIGKILL),  # where the round before ended with the epoch
+    ("saved-20", signal.SIGKILL),  # the last one
+]
+
+
 @pytest.mark.parametrize(
-    ("schedule", "points", "twice"),
+    ("schedule", "ends", "twice"),
     [
         (
             Schedule(every_n_epochs=1),
-            [
-                (
-                    "iteration-3",
-                    signal.SIGKILL,
-                ),  # before there is anything to go on from
-                ("iteration-8", signal.SIGKILL),  # in the middle of a round
-                ("saved-12", signal.SIGKILL),  # nothing of the round has left
-                ("epoch-3", signal.SIGKILL),  # the next global model was validated
-                ("iteration-21", signal.SIGINT),
-            ],
-            [1, 2, 3, 7, 8, 18, 19, 20, 21],
+            KILLED_IN_EPOCHS,
+            # with the ends of rounds, which are played again by handlers
+            [1, 2, 3, 6, 7, 8, 18, 19, 20, 21],
         ),
+        (Schedule(every_n_steps=1), KILLED_IN_STEPS, [4, 5, 6, 12, 13, 14, 15]),
     ],
+    ids=["epochs", "steps"],
 )
 def test_a_site_that_is_killed_goes_on_where_it_was(
     schedule: Schedule,
-    points: Sequence[tuple[str, signal.Signals]],
+    ends: Sequence[tuple[str, signal.Signals]],
     twice: Sequence[int],
-    deployed: Deployment,
-    pool: ThreadPoolExecutor,
-    tmp_path: Path,
+    runs: Runs,
 ) -> None:
-    quiet, run = tmp_path / "quiet", tmp_path / "run"
-    quiet.mkdir()
-    run.mkdir()
-    name = f"every-{schedule.length}-{schedule.unit}"
-    with run_of(deployed, pool, f"{name}.quiet", schedule) as file:
-        train(quiet, site=file)
-    expected = played(deployed, f"{name}.quiet", quiet)
+    plan = Plan(rounds=5, schedule=schedule, selection=Selection(sites=2))
+    said = []
 
-    with run_of(deployed, pool, name, schedule) as file:
-        for point, signum in points:
-            end_at(point, file, run, signum)
-        with started(file, run) as last:
-            _, said = last.communicate(timeout=ENDS_S)
+    def killed(file: Path, folder: Path) -> None:
+        for point, signum in ends:
+            end_at(point, file, folder, signum)
+        with started(file, folder) as last:
+            said.append(last.communicate(timeout=ENDS_S)[1])
 
-    found = played(deployed, name, run)
-    assert last.returncode == 0, said
-    assert "goes on after round" in said
-    assert found.blake3 == expected.blake3
-    assert list(dict.fromkeys(found.notes)) == expected.notes
-    again = Counter(json.loads(one).get("iteration") for one in found.notes)
-    assert [one for one, times in again.items() if one and times > 1] == list(twice)
-    assert found.models == expected.models
-    assert not list(file.parent.glob("checkpoint-*"))
+    quiet = runs.play(f"quiet-{schedule.unit}", plan, undisturbed)
+    found = runs.play(f"killed-{schedule.unit}", plan, killed)
+
+    assert found.blake3 == quiet.blake3
+    assert list(dict.fromkeys(found.notes)) == quiet.notes
+    assert iterations_twice(found.notes) == list(twice)
+    assert found.models == quiet.models
+    assert said[0].count("goes on after round") == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": DeterministicEngine},
+        {"data": lambda: rows(num_workers=2)},
+        {"data": lambda: rows(num_workers=1, persistent_workers=True)},
+        {"data": lambda: rows(generator=torch.Generator().manual_seed(5))},
+        {"data": lambda: iter(rows())},
+        {"epoch_length": 4},
+        {"prepare": cut_epochs_short},
+    ],
+    ids=[
+        "deterministic",
+        "workers",
+        "persistent-workers",
+        "generator",
+        "iterator",
+        "short-epochs",
+        "epochs-cut-short",
+    ],
+)
+@pytest.mark.parametrize("unit", ["epochs", "steps"])
+def test_whatever_the_data_come_from_they_go_on_where_they_were(
+    settings: dict[str, Any], unit: str, runs: Runs
+) -> None:
+    every = {"every_n_epochs": 1} if unit == "epochs" else {"every_n_steps": 1}
+    plan = Plan(
+        rounds=4,
+        schedule=Schedule(**every),
+        selection=Selection(sites=2),
+        optimizer_state="reset",
+    )
+
+    def broken(file: Path, folder: Path) -> None:
+        for number in (9, 14):
+            with pytest.raises(BrokenError):
+                train(folder, site=file, **breaking(number, settings))
+        train(folder, site=file, **settings)
+
+    quiet = runs.play("quiet", plan, lambda f, d: train(d, site=f, **settings))
+    found = runs.play("broken", plan, broken)
+
+    assert found.blake3 == quiet.blake3
+    assert list(dict.fromkeys(found.notes)) == quiet.notes
