@@ -6,13 +6,13 @@ taken from it as were taken then.
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeAlias, final
 
 import numpy as np
 import torch
-from ignite.engine import DeterministicEngine, Engine
+from ignite.engine import Engine
 from torch import Tensor, nn
 
 from flare_adapters._torch import random_state, set_random_state
@@ -28,11 +28,13 @@ class DataPosition:
 
     Args:
         engine: It has been given its data.
+        others: Other data, which may have generators of their own as well.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, others: Iterable[Any]) -> None:
         self._engine = engine
-        self._generators = list(_generators_in(engine.state.dataloader, set()))
+        data = [engine.state.dataloader, *others]
+        self._generators = list(_generators_in(data, set()))
         self._num_taken = 0
         self._at_start = self._random()
 
@@ -73,10 +75,13 @@ class DataPosition:
             iter(engine.state.dataloader)  # a seed is drawn for them only once
         if not state["used_up"]:
             self._set_random(state["at_start"])
-            engine._setup_engine()  # noqa: SLF001 - where Ignite makes its iterator
-            if not isinstance(engine, DeterministicEngine):  # which skips by itself
-                for _ in range(state["num_taken"]):
-                    next(engine._dataloader_iter)  # noqa: SLF001 - as above
+            # where Ignite makes its iterator; from the epoch's beginning, which a
+            # DeterministicEngine asks for
+            engine.state.iteration -= num_played
+            engine._setup_engine()  # noqa: SLF001 - nothing public does it
+            engine.state.iteration += num_played
+            for _ in range(state["num_taken"]):
+                next(engine._dataloader_iter)  # noqa: SLF001 - as above
             self._num_taken, self._at_start = state["num_taken"], state["at_start"]
         engine._init_iter = num_played  # noqa: SLF001 - Ignite thinks epochs were whole
         self._set_random(state["now"])

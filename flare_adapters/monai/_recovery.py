@@ -11,10 +11,11 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from flare_adapters.monai._data import DataPosition
 from flare_adapters.monai._plain import plain
-from flare_adapters.monai._stateful import Stateful, stateful_in
+from flare_adapters.monai._stateful import Stateful, loaders_in, stateful_in
 from flare_core import ConfigurationError
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Recovery:
         self._unsaved: set[str] = set()
         self._folder = Path()
         self._saved: dict[str, Any] = {}
-        self.data = DataPosition(engine)
+        self.data = DataPosition(engine, self._loaders().values())
 
     def save(
         self, folder: Path, *, at: Mapping[str, Any], stepped: Iterable[Optimizer]
@@ -78,6 +79,7 @@ class Recovery:
             "training": [one.training for one in self._network.modules()],
             "found": {place: one for place, one in found.items() if one is not None},
             "data": self.data.state(),
+            "validates_with": self._place_of_validation_data(),
         }
         torch.save(engine, folder / _file("engine"))
 
@@ -121,6 +123,8 @@ class Recovery:
             self._optimizers, model["optimizers"], model["gradients"], strict=True
         ):
             one.load_state_dict(state)
+            # it has stepped, if not in this process: LR schedulers of torch warn else
+            one._opt_called = True  # noqa: SLF001 - as above
             for parameter, gradient in zip(_parameters(one), gradients, strict=False):
                 if gradient is not None:
                     parameter.grad = gradient.to(parameter.device)
@@ -134,11 +138,30 @@ class Recovery:
                 )
                 raise ConfigurationError(msg)
             found[place].load_state_dict(state)
+        self._give_validation_data(self._saved["validates_with"])
         self.data.go_to(self._saved["data"], num_played=num_played)
 
     def _found(self) -> dict[str, Stateful]:
-        known = [self._handler, self._network, *self._optimizers]
-        return stateful_in(self._engine, self._evaluator, known)
+        return stateful_in(self._engine, self._evaluator, self._known)
+
+    def _place_of_validation_data(self) -> str | None:
+        """Return where the data are that the evaluator had last, if it is seen."""
+        if self._evaluator is None:
+            return None
+        data, found = self._evaluator.state.dataloader, self._loaders()
+        return next((place for place, one in found.items() if one is data), None)
+
+    def _give_validation_data(self, place: str | None) -> None:
+        """Have the handler's own validation, in an epoch's middle, go on."""
+        if self._evaluator is not None and place is not None:
+            self._evaluator.state.dataloader = self._loaders().get(place)
+
+    def _loaders(self) -> dict[str, DataLoader[Any]]:
+        return loaders_in(self._engine, self._known)
+
+    @property
+    def _known(self) -> list[object]:
+        return [self._handler, self._network, *self._optimizers]
 
     def _state(self, place: str, one: Stateful) -> Any:
         """Return its state, or None if it cannot be saved, which is said once."""

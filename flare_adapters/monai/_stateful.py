@@ -27,7 +27,7 @@ _DEPTH = 4
 """Steps from an engine to what its handlers use; what is further on is not theirs."""
 _MOST_ITEMS = 100
 """Items of a list that are looked at: more are data."""
-_DEAD_ENDS = (type, ModuleType, Logger, Tensor, Dataset, DataLoader)
+_DEAD_ENDS = (type, ModuleType, Logger, Tensor, Dataset)
 _PASSING = frozenset({"batch", "output"})
 _Parts: TypeAlias = Iterable[tuple[str, Any]]
 
@@ -54,9 +54,14 @@ def stateful_in(
         evaluator: One that is not among these, perhaps.
         known: What is none of it.
     """
-    search = _Search(engine, known)
-    roots = {"engine": engine, "evaluator": evaluator}
-    return dict(one for name, root in roots.items() for one in search.below(root, name))
+    found = _Search(engine, known).all_below(engine, evaluator)
+    return {place: one for place, one in found if not isinstance(one, DataLoader)}
+
+
+def loaders_in(engine: Engine, known: Iterable[Any]) -> dict[str, DataLoader[Any]]:
+    """Return the data that an engine and its handlers know, by place."""
+    found = _Search(engine, known).all_below(engine)
+    return {place: one for place, one in found if isinstance(one, DataLoader)}
 
 
 @final
@@ -120,9 +125,16 @@ class _Search:
             for tensor in _tensors_of(one)
         }
 
+    def all_below(
+        self, *engines: Engine | None
+    ) -> Iterator[tuple[str, Stateful | DataLoader[Any]]]:
+        """Find what has a state, and data, below some engines."""
+        for number, engine in enumerate(engines):
+            yield from self.below(engine, f"engine-{number}")
+
     def below(
         self, part: Any, place: str, depth: int = 0, *, trains: bool = False
-    ) -> Iterator[tuple[str, Stateful]]:
+    ) -> Iterator[tuple[str, Stateful | DataLoader[Any]]]:
         """Find what has a state in a part and below it.
 
         Args:
@@ -137,13 +149,13 @@ class _Search:
         if isinstance(part, Engine):
             depth, trains = 0, part is self._trains
         yield from self._itself(part, place, trains=trains)
-        if not isinstance(part, nn.Module) and not _is_stateful(part):
+        if not isinstance(part, (nn.Module, DataLoader)) and not _is_stateful(part):
             for name, one in _parts_of(part):
                 yield from self.below(one, f"{place}.{name}", depth + 1, trains=trains)
 
     def _itself(
         self, part: Any, place: str, *, trains: bool
-    ) -> Iterator[tuple[str, Stateful]]:
+    ) -> Iterator[tuple[str, Stateful | DataLoader[Any]]]:
         if isinstance(part, Engine):
             # a round may be over before all handlers have seen its last batch
             passing = frozenset() if trains else _PASSING
@@ -158,7 +170,7 @@ class _Search:
                 yield place, part
         elif isinstance(part, Checkpoint):
             yield place, _Files(part)
-        elif _is_stateful(part):
+        elif isinstance(part, DataLoader) or _is_stateful(part):
             yield place, part
 
 
@@ -203,7 +215,9 @@ def _parts_of_engine(engine: Engine) -> _Parts:
         for number, (handler, given, _) in enumerate(handlers):
             yield f"{event}.{number}", handler
             yield f"{event}.{number}.given", given
-    yield from ((n, one) for n, one in vars(engine).items() if not n.startswith("_"))
+    for name, one in vars(engine).items():
+        if not name.startswith("_") and name != "state":  # it has what passes by
+            yield name, one
 
 
 def _variables_of(function: FunctionType) -> _Parts:

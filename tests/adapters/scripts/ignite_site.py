@@ -38,9 +38,14 @@ def net() -> nn.Module:
 
 @final
 class Rows(Dataset[tuple[Tensor, Tensor]]):
-    """Rows with a noise that a generator of their own draws."""
+    """Rows with a noise that a generator of their own draws.
 
-    def __init__(self) -> None:
+    Args:
+        noise: How much.
+    """
+
+    def __init__(self, noise: float) -> None:
+        self._scale = noise
         generator = torch.Generator().manual_seed(1)
         self._features = torch.randn(NUM_ROWS, FEATURES, generator=generator)
         self._noise = np.random.RandomState(2)
@@ -50,7 +55,7 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self._features[index]
-        noise = self._noise.normal(0, 0.1, FEATURES).astype(np.float32)
+        noise = self._noise.normal(0, self._scale, FEATURES).astype(np.float32)
         return row + torch.from_numpy(noise), row.sum(0, keepdim=True)
 
 
@@ -78,9 +83,9 @@ class Notes:
             sys.stdin.read()
 
 
-def rows(**loading: Any) -> DataLoader[Any]:
+def rows(noise: float = 0.1, **loading: Any) -> DataLoader[Any]:
     """Return what a site trains or validates with."""
-    return DataLoader(Rows(), batch_size=BATCH, shuffle=True, **loading)
+    return DataLoader(Rows(noise), batch_size=BATCH, shuffle=True, **loading)
 
 
 def trainer_of(kind: type[Engine], network: nn.Module, optimizer: Optimizer) -> Engine:
@@ -133,6 +138,7 @@ def train(
     decay = ExponentialLR(optimizer, 0.8)
     warm_up = LinearLR(optimizer, 0.5, total_iters=3)
     torch.manual_seed(3)
+    validation = rows()
     trainer, evaluator = trainer_of(kind, network, optimizer), evaluator_of(network)
 
     Average().attach(trainer, "average")
@@ -154,7 +160,7 @@ def train(
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def after_epoch(engine: Engine) -> None:
-        evaluator.run(rows())
+        evaluator.run(validation)
         decay.step()
         notes.pause(f"epoch-{engine.state.epoch}")
         metrics = {**engine.state.metrics, **evaluator.state.metrics}
