@@ -37,11 +37,17 @@ class DataPosition:
         self._generators = list(_generators_in(data, set()))
         self._num_taken = 0
         self._at_start = self._random()
+        self._at_first: dict[str, Any] | None = None
 
     def iterator_starts(self) -> None:
         """Note what the next iterator is made with; right before it is."""
         self._num_taken = 0
-        self._at_start = self._random()
+        self._at_start, self._at_first = self._random(), None
+
+    def first_batch_starts(self) -> None:
+        """Note what the first batch is drawn with, which may be much later."""
+        if not self._num_taken:
+            self._at_first = self._random()
 
     def iterator_starts_with_the_run(self) -> None:
         """The same, where an epoch begins; most go on with an iterator."""
@@ -58,6 +64,7 @@ class DataPosition:
             "num_taken": self._num_taken,
             "used_up": self._num_taken == _length_of(self._engine),
             "at_start": self._at_start,
+            "at_first": self._at_first,
             "now": self._random(),
             "keeps_workers": self._keeps_workers(),
         }
@@ -80,9 +87,12 @@ class DataPosition:
             engine.state.iteration -= num_played
             engine._setup_engine()  # noqa: SLF001 - nothing public does it
             engine.state.iteration += num_played
+            if state["at_first"] is not None:
+                self._set_random(state["at_first"])
             for _ in range(state["num_taken"]):
                 next(engine._dataloader_iter)  # noqa: SLF001 - as above
-            self._num_taken, self._at_start = state["num_taken"], state["at_start"]
+            self._num_taken = state["num_taken"]
+            self._at_start, self._at_first = state["at_start"], state["at_first"]
         engine._init_iter = num_played  # noqa: SLF001 - Ignite thinks epochs were whole
         self._set_random(state["now"])
 

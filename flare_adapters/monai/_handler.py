@@ -226,6 +226,7 @@ class FLHandler:
             Events.EPOCH_STARTED: self._epoch_started,
             Events.DATALOADER_STOP_ITERATION: self._iterator_starts,
             Events.TERMINATE_SINGLE_EPOCH: self._iterator_starts,
+            Events.GET_BATCH_STARTED: self._batch_starts,
         }
 
     def _epoch_started(self, engine: Engine) -> None:
@@ -237,6 +238,11 @@ class FLHandler:
     def _iterator_starts(self, *_: Engine, **__: int) -> None:
         if self._recovery is not None:
             self._recovery.data.iterator_starts()
+
+    def _batch_starts(self, engine: Engine) -> None:
+        del engine
+        if self._recovery is not None:
+            self._recovery.data.first_batch_starts()
 
     def _iteration_started(self, engine: Engine) -> None:
         """Validate what is about to change, and count while the batch is whole."""

@@ -126,7 +126,7 @@ class Runs:
     def _played(self, name: str, folder: Path) -> Played:
         info = self._deployed.ended(name)
         assert (info.state, info.error) == ("finished", "")
-        assert not list((self._deployed.path / "a").glob("checkpoint-*"))
+        assert not list((self._deployed.path / "a").glob(f"checkpoint-a-{name}"))
         models = {
             path.name: path.read_bytes() for path in (folder / "models").iterdir()
         }
@@ -182,9 +182,10 @@ class BrokenError(Exception):
 
 def cut_epochs_short(engine: Engine) -> None:
     """End each epoch in the middle."""
-    engine.add_event_handler(
-        Events.ITERATION_COMPLETED(every=5), engine.terminate_epoch
-    )
+
+    @engine.on(Events.ITERATION_COMPLETED(every=5))
+    def cut(engine: Engine) -> None:
+        engine.terminate_epoch()
 
 
 def endless() -> Iterator[Any]:
