@@ -35,7 +35,7 @@ SCRIPT = Path(__file__).parent / "scripts" / "ignite_site.py"
 INITIAL = {name: tensor.numpy() for name, tensor in net().state_dict().items()}
 NUMBERS = itertools.count()
 ENDS_S = 60
-pytestmark = pytest.mark.timeout(30)  # a process loads torch and Ignite
+pytestmark = pytest.mark.timeout(300)  # a process loads torch and Ignite
 
 
 class Played(NamedTuple):
