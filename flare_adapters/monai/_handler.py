@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import wraps
+from contextlib import ExitStack
+from functools import partial, wraps
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -12,6 +14,8 @@ from torch.optim import Optimizer
 
 from flare_adapters._torch import LocalSession, num_examples, options
 from flare_adapters.monai._loop import (
+    begin_within,
+    counters_of,
     evaluate,
     evaluator_of,
     fit_length_to,
@@ -21,6 +25,7 @@ from flare_adapters.monai._loop import (
     stop,
     undisturbed,
 )
+from flare_adapters.monai._recovery import Recovery, go_on_behind
 from flare_adapters.monai._trained import StepHooks, network_of, optimizers_of
 from flare_core import OptimizerState, Select
 from flare_core import site as read_site
@@ -35,6 +40,9 @@ class FLHandler:
     validate and save, the site's weights go out and the next global model comes in:
     validation metrics, best-model choice and checkpoints are those of global models.
     The run's plan sets the length of the run when it starts.
+
+    At a real site each round is saved before its weights go out, and a script that is
+    started again goes on with the last one, by itself.
 
     In a Bundle, it is one entry that a second config file adds::
 
@@ -86,6 +94,9 @@ class FLHandler:
         self._optimizers: list[Optimizer] = []
         self._session: LocalSession | None = None
         self._hooks = StepHooks()
+        self._recovery: Recovery | None = None
+        self._goes_on_at: dict[str, Any] = {}
+        self._horizon = ""
         self._epochs_seen = self._epoch_began = 0
         self._num_examples = 0
         self._owes_validation = False
@@ -123,7 +134,9 @@ class FLHandler:
             self._find_evaluator(engine)
             session = self._session = self._session or LocalSession(self._options)
             try:
-                with engine.add_event_handler(Events.STARTED, self._started):
+                with ExitStack() as attached:
+                    for event, handler in self._last_handlers().items():
+                        attached.enter_context(engine.add_event_handler(event, handler))
                     state = run(*args, **kwargs)
                 if not self._interrupted:
                     self._leave(engine, session)
@@ -152,19 +165,92 @@ class FLHandler:
                 session.schedule.unit,
                 horizon,
             )
+        self._horizon = horizon
+        self._hooks.add(session, self._optimizers)
+        if session.recovers:
+            self._recovery = Recovery(
+                engine, self._evaluator, self._network, self._optimizers, self
+            )
+        if session.trained is not None:
+            self._come_back(engine, session.trained_path)
+            return
         state = engine.state
         self._epochs_seen = state.epoch
         self._epoch_began = state.iteration - state.iteration % (
             state.epoch_length or 1
         )
-        self._hooks.add(session, self._optimizers)
-        session.join(self._network, playable=session.total_length, horizon=horizon)
+        self._join(session, self._network)
         self._owes_validation = session.schedule.unit == "steps"
+
+    def _join(self, session: LocalSession, network: nn.Module) -> None:
+        session.join(
+            network,
+            playable=session.total_length,
+            horizon=self._horizon,
+            optimizers=self._optimizers,
+        )
+
+    def _come_back(self, engine: Engine, folder: Path) -> None:
+        """Go on after a round that an earlier process has trained."""
+        if self._recovery is None:
+            return
+        self._goes_on_at = self._recovery.open(folder)
+        if self._goes_on_at["epoch_is_over"]:
+            self._go_on(engine)
+        else:  # the epoch starts once more, as Ignite has it, and then goes on within
+            begin_within(engine, self._goes_on_at)
+
+    def _go_on(self, engine: Engine) -> None:
+        """Restore, take part again, and do what was left to do at the round's end."""
+        session, recovery, network = self._session, self._recovery, self._network
+        if session is None or recovery is None or network is None:
+            return
+        at, self._goes_on_at = self._goes_on_at, {}
+        over = at["epoch_is_over"]
+        played = at["iteration"] - at["epoch_began"]
+        recovery.restore(num_played=0 if over else played)
+        self._epochs_seen, self._epoch_began = engine.state.epoch, at["epoch_began"]
+        self._join(session, network)
+        event = Events(at["event"])
+        self._exchanged(engine, event, epoch_is_over=over)
+        within = event is Events.ITERATION_COMPLETED
+        ours = self._iteration_completed if within else self._epoch_completed
+        go_on_behind(engine, event, ours)
+        if within and over and not engine.should_terminate:
+            engine.fire_event(Events.EPOCH_COMPLETED)
+
+    def _last_handlers(self) -> dict[Events, Callable[..., None]]:
+        """Return what has to come after all that others do at an event."""
+        return {
+            Events.STARTED: self._started,
+            Events.EPOCH_STARTED: self._epoch_started,
+            Events.DATALOADER_STOP_ITERATION: self._iterator_starts,
+            Events.TERMINATE_SINGLE_EPOCH: self._iterator_starts,
+            Events.GET_BATCH_STARTED: self._batch_starts,
+        }
+
+    def _epoch_started(self, engine: Engine) -> None:
+        if self._goes_on_at:
+            self._go_on(engine)
+        elif self._recovery is not None:
+            self._recovery.data.iterator_starts_with_the_run()
+
+    def _iterator_starts(self, *_: Engine, **__: int) -> None:
+        if self._recovery is not None:
+            self._recovery.data.iterator_starts()
+
+    def _batch_starts(self, engine: Engine) -> None:
+        del engine
+        if self._recovery is not None:
+            self._recovery.data.first_batch_starts()
 
     def _iteration_started(self, engine: Engine) -> None:
         """Validate what is about to change, and count while the batch is whole."""
         if self._session is None:
             return
+        self._hooks.iteration_started()
+        if self._recovery is not None:
+            self._recovery.data.batch_taken()
         self._validate_if_owed(engine)
         found = num_examples(engine.state.batch)
         if found is None and not self._num_examples:
@@ -184,8 +270,7 @@ class FLHandler:
         if last:
             self._epoch_over(engine)
         if self._session.due:
-            self._exchange(engine, epoch_is_over=last)
-            self._owes_validation = self._session.schedule.unit == "steps"
+            self._exchange(engine, Events.ITERATION_COMPLETED, epoch_is_over=last)
 
     def _epoch_completed(self, engine: Engine) -> None:
         """Catch an epoch whose last iteration nobody knew, or that was cut short."""
@@ -194,8 +279,7 @@ class FLHandler:
         self._epoch_began = engine.state.iteration
         self._epoch_over(engine)
         if self._session.due:
-            self._exchange(engine, epoch_is_over=True)
-            self._owes_validation = True  # handlers before this one came too early
+            self._exchange(engine, Events.EPOCH_COMPLETED, epoch_is_over=True)
         if self._session.schedule.unit == "steps" and not self._session.final:
             go_on(engine)
 
@@ -220,7 +304,7 @@ class FLHandler:
         self._forget()
 
     def _forget(self) -> None:
-        self._session = None
+        self._session = self._recovery = None
         self._hooks.remove()
 
     def _epoch_over(self, engine: Engine) -> None:
@@ -228,11 +312,28 @@ class FLHandler:
             self._epochs_seen = engine.state.epoch
             self._session.epoch_done()
 
-    def _exchange(self, engine: Engine, *, epoch_is_over: bool) -> None:
-        if self._session is not None:
-            self._session.exchange(self._optimizers)
-            if self._session.final:
-                stop(engine, epoch_is_over=epoch_is_over)
+    def _exchange(self, engine: Engine, event: Events, *, epoch_is_over: bool) -> None:
+        if self._session is None:
+            return
+        at = {
+            "event": event.value,
+            "epoch_is_over": epoch_is_over,
+            "epoch_began": self._epoch_began,
+            **counters_of(engine),
+        }
+        save = self._recovery and partial(
+            self._recovery.save, at=at, stepped=self._hooks.stepped
+        )
+        self._session.exchange(self._optimizers, save=save)
+        self._exchanged(engine, event, epoch_is_over=epoch_is_over)
+
+    def _exchanged(self, engine: Engine, event: Events, *, epoch_is_over: bool) -> None:
+        if self._session is None:
+            return
+        if self._session.final:
+            stop(engine, epoch_is_over=epoch_is_over)
+        too_early = event is Events.EPOCH_COMPLETED  # for handlers before this one
+        self._owes_validation = too_early or self._session.schedule.unit == "steps"
 
     def _validate_if_owed(self, engine: Engine) -> None:
         if not self._owes_validation:

@@ -35,6 +35,19 @@ def fit_length_to(session: LocalSession, engine: Engine) -> None:
     state.max_epochs = state.epoch + epochs
 
 
+def counters_of(engine: Engine) -> dict[str, Any]:
+    """Return how far the run is, and how far it is to go."""
+    names = ("epoch", "iteration", "epoch_length", "max_epochs")
+    return {name: getattr(engine.state, name) for name in names}
+
+
+def begin_within(engine: Engine, at: Mapping[str, Any]) -> None:
+    """Let the run begin with the epoch that was being played; it is counted again."""
+    for name in counters_of(engine):
+        setattr(engine.state, name, at[name])
+    engine.state.epoch -= 1
+
+
 def go_on(engine: Engine) -> None:
     """Let another epoch follow."""
     engine.state.max_epochs = max(engine.state.max_epochs, engine.state.epoch + 1)

@@ -46,6 +46,16 @@ class StepHooks:
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._num_steps = 0
+        self._stepped: list[Optimizer] = []
+
+    @property
+    def stepped(self) -> list[Optimizer]:
+        """Those that have stepped in this iteration."""
+        return self._stepped
+
+    def iteration_started(self) -> None:
+        """Begin to note which optimizers step."""
+        self._stepped = []
 
     def add(self, session: LocalSession, optimizers: Sequence[Optimizer]) -> None:
         """Count the steps for a session, and let it correct the gradients."""
@@ -55,7 +65,8 @@ class StepHooks:
             scale = getattr(optimizer, "grad_scale", None)
             session.adjust_gradients(optimizer, scale)
 
-        def count(*_: Any) -> None:
+        def count(optimizer: Optimizer, *_: Any) -> None:
+            self._stepped.append(optimizer)
             self._num_steps += 1
             session.at_step(self._num_steps)
 
