@@ -1,15 +1,21 @@
-"""A script that trains with the Hugging Face Trainer, to be killed and started again.
+"""Scripts that train with the Hugging Face Trainer, to be killed and started again.
 
-It writes down each step, log, evaluation and checkpoint in FOLDER/trace.jsonl, and
-waits at a POINT, on the pipe FOLDER/gate, until a test lets it go on.
-    recovering_huggingface.py FOLDER epochs|steps callback|late|nothing [POINT]
-A point is "step N" (the step after the Nth has begun), "saved N" (round N is on disk,
-its update not on its way yet) or "loaded N" (the global model after step N is there).
+The process imports the frameworks, which takes the longest, and forks for each script
+whose arguments come in, one list a line; it answers with the number of the process, and
+when that has ended, with its exit code.
+    SITE_FILE FOLDER epochs|steps callback|nothing [POINT]
+A script writes down each step, log, evaluation and checkpoint in FOLDER/trace.jsonl,
+what it says in FOLDER/said, and waits at a POINT, on the pipe FOLDER/gate, until a test
+lets it go on.
+A point is "step N" (the step after the Nth has begun), "saved" (this process has saved
+a round, its update is not on its way yet), "loaded N" (the global model after step N is
+there) or "loaded N." (so at the end of an epoch).
 """
 
+import itertools
 import json
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +29,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 VOCABULARY = 50
 LENGTH = 8
@@ -84,16 +91,14 @@ class Trace(TrainerCallback):
     def hold_at(self, point: str) -> None:
         """Wait at a point of this process."""
         self._point = point
-        saves: list[str] = []
+        times = itertools.count(1)
 
         def heard(event: str, arguments: Any) -> None:
             # what RoundCheckpoint does last, and once before
             if event == "shutil.rmtree" and str(arguments[0]).endswith("before"):
-                saves.append(event)
-                if len(saves) % 2 == 0:
-                    self._hold(f"saved {len(saves) // 2 - 1}")
+                self._hold("saved" if next(times) == 2 else "")  # noqa: PLR2004
 
-        if point.startswith("saved"):
+        if point == "saved":
             sys.addaudithook(heard)
 
     def on_step_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
@@ -130,7 +135,7 @@ class Trace(TrainerCallback):
             file.write(json.dumps([what, state.global_step, facts]) + "\n")
 
     def _hold(self, here: str) -> None:
-        if here == self._point:
+        if here and here == self._point:
             (self._folder / "gate").read_text()
 
 
@@ -138,26 +143,44 @@ def _timeless(logs: dict[str, Any]) -> dict[str, Any]:
     return {n: one for n, one in logs.items() if not n.endswith(_CLOCKS)}
 
 
-def main() -> None:
-    """Train once."""
-    folder, kind, says, *point = sys.argv[1:]
+def train(file: str, folder: Path, kind: str, says: str, point: str = "") -> None:
+    """Train once, as a script of its own."""
+    os.environ["FLARE_SITE"] = file
+    os.chdir(folder)
+    with Path("said").open("w") as said:
+        for number in (1, 2):
+            os.dup2(said.fileno(), number)
     stopping = EarlyStoppingCallback(early_stopping_patience=20)
-    trace = Trace(Path(folder), stopping)
-    if point:
-        trace.hold_at(" ".join(point))
-    ours: list[Callable[[], TrainerCallback]] = []
-    if says != "nothing":
+    trace = Trace(folder, stopping)
+    trace.hold_at(point)
+    callbacks: list[TrainerCallback] = [stopping, trace]
+    if says == "callback":
         from flare_adapters.huggingface import FLCallback  # noqa: PLC0415 - its point
 
-        ours = [FLCallback]
+        callbacks.insert(0, FLCallback())
     trainer = Trainer(
         net(kind),
-        arguments(Path(folder), kind),
+        arguments(folder, kind),
         train_dataset=rows(1),
         eval_dataset=rows(2),
-        callbacks=[*(make() for make in ours), stopping, trace],
+        callbacks=callbacks,
     )
-    trainer.train()
+    own = get_last_checkpoint("out") if Path("out").exists() else None
+    trainer.train(resume_from_checkpoint=own)
+
+
+def main() -> None:
+    """Fork for each script."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    for line in sys.stdin:
+        file, folder, *more = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            train(file, Path(folder), *more)
+            return
+        answers.write(f"{child}\n")
+        _, status = os.waitpid(child, 0)
+        answers.write(f"{os.waitstatus_to_exitcode(status)}\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,212 @@
+"""A site whose script is killed and started again ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import msgspec
+import pytest
+import torch
+
+from adapters.scripts import recovering_huggingface as script
+from deployed import Deployment, deployment
+from flare_adapters._torch import LocalSession, options
+from flare_adapters.huggingface._peft import names_on_wire
+from flare_core import Plan, Schedule, Selection
+from flare_core.management._unchanged import adapted
+from site_scripts import WAIT_S
+
+PLANS = {
+    "epochs": Plan(rounds=3, selection=Selection(sites=2)),
+    "steps": Plan(
+        rounds=4, selection=Selection(sites=2), schedule=Schedule(every_n_steps=2)
+    ),
+}
+Trace: TypeAlias = list[list[Any]]
+pytestmark = pytest.mark.timeout(200)  # a process imports the frameworks
+
+
+@final
+class Scripts:
+    """A process that forks for each script."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, script.__file__],
+            env=adapted(os.environ),  # as below `flare run`
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+
+    def start(self, *arguments: object) -> int:
+        """Start one, and return the number of its process."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps([str(one) for one in arguments]) + "\n")
+        return self.answer()
+
+    def answer(self) -> int:
+        """Return the next number: the exit code, when it has ended."""
+        assert self._process.stdout
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=WAIT_S)
+
+
+@final
+class Torn:
+    """The site "torn" in a run, beside one whose model wanders in a thread.
+
+    Args:
+        deployed: The server.
+        scripts: Starts what the site runs.
+        pool: Has a thread for the other site.
+        kind: What its rounds are: epochs or steps.
+        says: What its script says of the federation.
+        folder: Where its script writes; it gives its name to the run.
+    """
+
+    def __init__(
+        self,
+        deployed: Deployment,
+        scripts: Scripts,
+        pool: ThreadPoolExecutor,
+        kind: str,
+        says: str,
+        folder: Path,
+    ) -> None:
+        self._deployed, self._scripts = deployed, scripts
+        self._folder, self._run = folder, folder.name
+        deployed.create(self._run, PLANS[kind])
+        site = deployed.site("torn", self._run)
+        self._arguments = [site, folder, kind, says]
+        folder.mkdir()
+        os.mkfifo(folder / "gate")
+        self._other = pool.submit(wander, deployed.site("wanderer", self._run), kind)
+
+    def dies(self, point: str, signum: signal.Signals = signal.SIGKILL) -> Trace:
+        """Start the script, end it at a point; return what it has written down."""
+        process = self._scripts.start(*self._arguments, point)
+        with (self._folder / "gate").open("w"):  # waits for it
+            os.kill(process, signum)
+            code = self._scripts.answer()
+        assert code != 0, self.said()
+        return self._trace()
+
+    def ends(self) -> Trace:
+        """Start the script, and return what it has written down at its end."""
+        self._scripts.start(*self._arguments)
+        assert self._scripts.answer() == 0, self.said()
+        self._other.result(WAIT_S)
+        return self._trace()
+
+    def said(self) -> str:
+        """Return what the last process has said."""
+        return (self._folder / "said").read_text()
+
+    def blake3(self) -> str:
+        """Return the hash of the final model of the run."""
+        info = self._deployed.ended(self._run)
+        assert (info.state, info.error) == ("finished", "")
+        return info.blake3
+
+    def _trace(self) -> Trace:
+        file = self._folder / "trace.jsonl"
+        lines = file.read_bytes() if file.exists() else b""
+        file.unlink(missing_ok=True)
+        return msgspec.json.Decoder(list[Any]).decode_lines(lines)
+
+
+def wander(file: Path, kind: str) -> None:
+    """Play a site that adds a number to what it exchanges."""
+    model = script.net(kind)
+    every_n_steps = PLANS[kind].schedule.every_n_steps
+    session = LocalSession(options(file, None, every_n_steps, "auto", "keep"))
+    session.join(model, playable=100, horizon="", names=names_on_wire(model))
+    while not session.final:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 if parameter.requires_grad else 0)
+        session.saw(50)
+        session.exchange()
+    session.leave("")
+
+
+def assert_taken_up(whole: Trace, part: Trace, first: list[Any]) -> None:
+    """What a process has done is what was done undisturbed, from a line on."""
+    start = whole.index(first)
+    assert part == whole[start : start + len(part)]
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[Scripts]:
+    found = Scripts()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def deployed() -> Iterator[Deployment]:
+    with deployment() as found:
+        found.member("torn")
+        found.member("wanderer")
+        yield found
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as found:
+        yield found
+
+
+@pytest.fixture
+def start(
+    deployed: Deployment, scripts: Scripts, pool: ThreadPoolExecutor, tmp_path: Path
+) -> Callable[[str, str, str], Torn]:
+    return lambda run, kind, says: Torn(
+        deployed, scripts, pool, kind, says, tmp_path / f"{kind}-{run}"
+    )
+
+
+def test_rounds_of_epochs(start: Callable[[str, str, str], Torn]) -> None:
+    calm, torn = (start(run, "epochs", "callback") for run in ("calm", "torn"))
+    whole = calm.ends()
+    first, (round_0, round_1, _) = whole[0], [one for one in whole if one[0] == "epoch"]
+
+    assert_taken_up(whole, torn.dies("step 2"), first)
+    assert_taken_up(whole, torn.dies("saved"), first)
+    assert_taken_up(whole, torn.dies("loaded 6."), round_0)
+    assert_taken_up(whole, torn.dies("step 8", signal.SIGINT), round_1)
+    last = torn.ends()
+
+    assert_taken_up(whole, last, round_1)
+    assert last[-1] == whole[-1]
+    assert torn.blake3() == calm.blake3()
+    assert "checkpoint-6' is left aside" in torn.said()
+
+
+def test_rounds_of_steps_of_a_script_that_says_nothing(
+    start: Callable[[str, str, str], Torn],
+) -> None:
+    calm, torn = (start(run, "steps", "nothing") for run in ("calm", "torn"))
+    whole = calm.ends()
+    steps = {number: [w, number, f] for w, number, f in whole if w == "step"}
+
+    assert_taken_up(whole, torn.dies("saved"), steps[1])
+    assert_taken_up(whole, torn.dies("step 5"), steps[2])
+    assert_taken_up(whole, torn.dies("saved"), steps[4])
+    assert_taken_up(whole, torn.dies("saved"), steps[6])
+    last = torn.ends()
+
+    assert_taken_up(whole, last, steps[8])
+    assert last[-1] == whole[-1]
+    assert torn.blake3() == calm.blake3()
