@@ -44,6 +44,7 @@ class Scripts:
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
+            start_new_session=True,
         )
 
     def start(self, *arguments: object) -> int:
@@ -58,8 +59,9 @@ class Scripts:
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
-        """End it."""
-        self._process.communicate(timeout=WAIT_S)
+        """End it, and what it has started."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
 
 
 @final

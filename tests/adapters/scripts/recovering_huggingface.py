@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,21 @@ def net(kind: str) -> Any:
     """A GPT-2 of one layer, with dropout; for rounds of steps, with LoRA weights."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **sizes))
+    sizes |= {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**sizes))
     if kind == "epochs":
         return model
     lora = LoraConfig(
-        r=2, target_modules=["c_attn"], lora_dropout=0.1, task_type="CAUSAL_LM"
+        r=2,
+        target_modules=["c_attn"],
+        fan_in_fan_out=True,
+        lora_dropout=0.1,
+        task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, lora)
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 by an old name
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, lora)
 
 
 def rows(seed: int) -> list[dict[str, torch.Tensor]]:
