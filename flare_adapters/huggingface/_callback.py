@@ -28,13 +28,14 @@ from flare_adapters.huggingface._loop import (
     train_length_to,
 )
 from flare_adapters.huggingface._peft import names_on_wire, private_names
-from flare_adapters.huggingface._recovery import Event, Recovery, saves_rounds
+from flare_adapters.huggingface._recovery import Recovery, saves_rounds
 from flare_adapters.huggingface._refuse import (
     refuse_arguments,
     refuse_model,
     refuse_optimizer,
     refuse_unrecovered,
 )
+from flare_adapters.huggingface._saved import Event
 from flare_core import OptimizerState, Select
 from flare_core import site as read_site
 
@@ -292,7 +293,8 @@ class FLCallback(TrainerCallback):
             elif session.due:
                 session.exchange(
                     [innermost(kwargs["optimizer"])],
-                    save=recovery and partial(recovery.save, event=event, control=control),
+                    save=recovery
+                    and partial(recovery.save, event=event, control=control),
                 )
             else:
                 return False

@@ -20,7 +20,7 @@ def recovering(train: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(train)
     def recovered(
         self: Any,
-        resume_from_checkpoint: str | bool | None = None,
+        resume_from_checkpoint: Any = None,
         *args: Any,
         **kwargs: Any,
     ) -> Any:

@@ -25,7 +25,10 @@ from site_scripts import WAIT_S
 PLANS = {
     "epochs": Plan(rounds=3, selection=Selection(sites=2)),
     "steps": Plan(
-        rounds=4, selection=Selection(sites=2), schedule=Schedule(every_n_steps=2)
+        rounds=4,
+        selection=Selection(sites=2),
+        schedule=Schedule(every_n_steps=2),
+        optimizer_state="reset",
     ),
 }
 Trace: TypeAlias = list[list[Any]]
@@ -82,6 +85,7 @@ class Torn:
         deployed: Deployment,
         scripts: Scripts,
         pool: ThreadPoolExecutor,
+        *,
         kind: str,
         says: str,
         folder: Path,
@@ -120,6 +124,12 @@ class Torn:
         info = self._deployed.ended(self._run)
         assert (info.state, info.error) == ("finished", "")
         return info.blake3
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights in the round checkpoint."""
+        (file,) = self._deployed.path.glob(f"torn/*{self._run}/round/weights.pt")
+        found: dict[str, torch.Tensor] = torch.load(file, weights_only=True)
+        return found
 
     def _trace(self) -> Trace:
         file = self._folder / "trace.jsonl"
@@ -175,7 +185,7 @@ def start(
     deployed: Deployment, scripts: Scripts, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> Callable[[str, str, str], Torn]:
     return lambda run, kind, says: Torn(
-        deployed, scripts, pool, kind, says, tmp_path / f"{kind}-{run}"
+        deployed, scripts, pool, kind=kind, says=says, folder=tmp_path / f"{kind}-{run}"
     )
 
 
@@ -204,6 +214,7 @@ def test_rounds_of_steps_of_a_script_that_says_nothing(
     steps = {number: [w, number, f] for w, number, f in whole if w == "step"}
 
     assert_taken_up(whole, torn.dies("saved"), steps[1])
+    assert all("lora" in name for name in torn.weights())
     assert_taken_up(whole, torn.dies("step 5"), steps[2])
     assert_taken_up(whole, torn.dies("saved"), steps[4])
     assert_taken_up(whole, torn.dies("saved"), steps[6])

@@ -75,6 +75,8 @@ def arguments(folder: Path, kind: str) -> TrainingArguments:
         learning_rate=0.05,
         lr_scheduler_type="cosine",
         per_device_train_batch_size=2,
+        # the order of the data then comes from the random numbers, not from the seed
+        accelerator_config={"use_seedable_sampler": kind == "epochs"},
         gradient_accumulation_steps=2 if kind == "epochs" else 1,
         eval_strategy="epoch" if kind == "epochs" else "steps",
         eval_on_start=kind == "epochs",
@@ -105,7 +107,7 @@ class Trace(TrainerCallback):
         def heard(event: str, arguments: Any) -> None:
             # what RoundCheckpoint does last, and once before
             if event == "shutil.rmtree" and str(arguments[0]).endswith("before"):
-                self._hold("saved" if next(times) == 2 else "")  # noqa: PLR2004
+                self._hold("saved" if next(times) == 2 else "")
 
         if point == "saved":
             sys.addaudithook(heard)
