@@ -139,9 +139,9 @@ def random_state() -> bytes:
     return msgspec.json.encode(state)
 
 
-def set_random_state(kept: bytes) -> None:
-    """Set them to where they stood."""
-    state = msgspec.json.decode(kept, type=_Random)
+def set_random_state(found: bytes) -> None:
+    """Set the generators back to where they stood."""
+    state = msgspec.json.decode(found, type=_Random)
     name, keys, position, has_gauss, cached = state.numpy
     random.setstate(state.python)
     words = np.frombuffer(keys, np.uint32)

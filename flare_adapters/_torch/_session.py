@@ -154,6 +154,7 @@ class LocalSession:
         horizon: str,
         names: Mapping[str, str] | None = None,
         private: Collection[str] = (),
+        optimizers: Iterable[Optimizer] = (),
     ) -> None:
         """Propose the model, wait for all sites, and load the global model.
 
@@ -165,6 +166,8 @@ class LocalSession:
             names: Other names on the wire, by name in the model.
             private: Names in the model of what is this site's own: it neither leaves
                 nor belongs to the base that all sites share.
+            optimizers: Those whose state is dropped after a round that an earlier
+                process has trained, where the options say so.
 
         Raises:
             HorizonError: If the loop ends before the run does.
@@ -187,7 +190,8 @@ class LocalSession:
             return
         update = self._update(self.trained, proposal.weights)
         self._load(lambda link: link.resume(proposal, update))
-        self._restore_random()
+        self._reset(optimizers)
+        restore_random(self.trained_path / self._random_file)
 
     def saw(self, num_examples: int, loss: Tensor | float | None = None) -> None:
         """Count the examples of a batch, and its loss."""
@@ -240,9 +244,6 @@ class LocalSession:
             UnsupportedError: If what was frozen when the run began is trained now.
         """
         refuse_thawed(self._members, self.base)
-        if self._options.optimizer_state == "reset":  # so it is saved as it goes on
-            for optimizer in optimizers:
-                optimizer.state.clear()
         trained = Trained(
             run=self._run,
             plan=self.plan.fingerprint,
@@ -256,6 +257,7 @@ class LocalSession:
         weights = gather(self._members, self._chosen, self._ranks, self._host)
         update = self._update(trained, weights)
         self._load(lambda link: link.exchange(update))
+        self._reset(optimizers)
 
     def leave(self, why: str) -> None:
         """Go: at the end, or because the local loop stopped before it.
@@ -330,8 +332,10 @@ class LocalSession:
         self._ranks.together()
         self._ranks.from_first(lambda: checkpoint.finish(trained))
 
-    def _restore_random(self) -> None:
-        restore_random(self.trained_path / self._random_file)
+    def _reset(self, optimizers: Iterable[Optimizer]) -> None:
+        if self._options.optimizer_state == "reset":
+            for optimizer in optimizers:
+                optimizer.state.clear()
 
     @property
     def _random_file(self) -> str:

@@ -275,6 +275,7 @@ class FLCallback(TrainerCallback):
             horizon=self._horizon,
             names=names_on_wire(model),
             private=private_names(model),
+            optimizers=[innermost(optimizer)],
         )
 
     def _exchange_when_due(
