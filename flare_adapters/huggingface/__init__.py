@@ -10,7 +10,7 @@ with _extra("huggingface", "accelerate", "peft", "transformers"):
 from flare_adapters.huggingface._callback import FLCallback
 from flare_adapters.huggingface._train import recovering as _recovering
 
-_trainer = _transformers.Trainer
-_trainer.train = _recovering(_trainer.train)
+# a callback is shown no Trainer, and called after it has read where to resume from
+_transformers.Trainer.train = _recovering(_transformers.Trainer.train)
 
 __all__ = ["FLCallback"]

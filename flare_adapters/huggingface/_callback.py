@@ -51,6 +51,9 @@ class FLCallback(TrainerCallback):
     With PEFT only what is trained is exchanged, under PEFT's own names.  A language
     model's update weighs as many examples as it has target tokens, as in its loss.
 
+    At a real site a round is saved before anything of it leaves.  The same script,
+    started again after a crash, goes on there by itself.
+
     Args:
         site: The site file; by default the one that ``FLARE_SITE`` names.  With
             ``FLARE_SITE=off`` the callback does nothing at all.

@@ -13,12 +13,17 @@ from typing import Any, TypeAlias, final
 import msgspec
 import pytest
 import torch
+from torch import nn
+from transformers import Trainer
 
+from adapters.huggingface_runs import untrained
 from adapters.scripts import recovering_huggingface as script
 from deployed import Deployment, deployment
 from flare_adapters._torch import LocalSession, options
 from flare_adapters.huggingface._peft import names_on_wire
-from flare_core import Plan, Schedule, Selection
+from flare_adapters.huggingface._recovery import saves_rounds
+from flare_adapters.huggingface._saved import load_weights, read_loop
+from flare_core import ConfigurationError, Plan, Schedule, Selection
 from flare_core.management._unchanged import adapted
 from site_scripts import WAIT_S
 
@@ -223,3 +228,28 @@ def test_rounds_of_steps_of_a_script_that_says_nothing(
     assert_taken_up(whole, last, steps[8])
     assert last[-1] == whole[-1]
     assert torn.blake3() == calm.blake3()
+
+
+def test_a_trainer_that_has_another_loop_saves_no_round_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert saves_rounds()
+
+    monkeypatch.delattr(Trainer, "_run_epoch")
+
+    assert not saves_rounds()
+    assert "has no _run_epoch, so that no round is saved" in caplog.text
+
+
+def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2, 3)}, tmp_path / "weights.pt")
+
+    with pytest.raises(ConfigurationError, match=r"'weight' of shape \(2, 3\)"):
+        load_weights(nn.Linear(2, 2), tmp_path)
+
+
+def test_a_rank_that_was_not_there_is_refused(tmp_path: Path) -> None:
+    trainer = untrained("bert", tmp_path)
+
+    with pytest.raises(ConfigurationError, match="each of the 1 ranks of this site"):
+        read_loop(trainer, tmp_path)
