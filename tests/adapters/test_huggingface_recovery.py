@@ -28,7 +28,7 @@ from flare_core.management._unchanged import adapted
 from site_scripts import WAIT_S
 
 PLANS = {
-    "epochs": Plan(rounds=3, selection=Selection(sites=2)),
+    "epochs": Plan(rounds=4, selection=Selection(sites=2)),
     "steps": Plan(
         rounds=4,
         selection=Selection(sites=2),
@@ -102,7 +102,10 @@ class Torn:
         self._arguments = [site, folder, kind, says]
         folder.mkdir()
         os.mkfifo(folder / "gate")
-        self._other = pool.submit(wander, deployed.site("wanderer", self._run), kind)
+        model = script.net(kind)  # not in a thread: it sets the seed of all
+        self._other = pool.submit(
+            wander, deployed.site("wanderer", self._run), model, PLANS[kind]
+        )
 
     def dies(self, point: str, signum: signal.Signals = signal.SIGKILL) -> Trace:
         """Start the script, end it at a point; return what it has written down."""
@@ -130,6 +133,11 @@ class Torn:
         assert (info.state, info.error) == ("finished", "")
         return info.blake3
 
+    def close(self) -> None:
+        """Stop the run, unless it is over, so that the other site ends."""
+        if self._deployed.info(self._run).state != "finished":
+            self._deployed.end(self._run)
+
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the weights in the round checkpoint."""
         (file,) = self._deployed.path.glob(f"torn/*{self._run}/round/weights.pt")
@@ -143,10 +151,13 @@ class Torn:
         return msgspec.json.Decoder(list[Any]).decode_lines(lines)
 
 
-def wander(file: Path, kind: str) -> None:
+Start: TypeAlias = Callable[[str, str, str], Torn]
+"""Starts a run, by its name, what its rounds are, and what the script says."""
+
+
+def wander(file: Path, model: nn.Module, plan: Plan) -> None:
     """Play a site that adds a number to what it exchanges."""
-    model = script.net(kind)
-    every_n_steps = PLANS[kind].schedule.every_n_steps
+    every_n_steps = plan.schedule.every_n_steps
     session = LocalSession(options(file, None, every_n_steps, "auto", "keep"))
     session.join(model, playable=100, horizon="", names=names_on_wire(model))
     while not session.final:
@@ -188,32 +199,41 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def start(
     deployed: Deployment, scripts: Scripts, pool: ThreadPoolExecutor, tmp_path: Path
-) -> Callable[[str, str, str], Torn]:
-    return lambda run, kind, says: Torn(
-        deployed, scripts, pool, kind=kind, says=says, folder=tmp_path / f"{kind}-{run}"
-    )
+) -> Iterator[Start]:
+    started: list[Torn] = []
+
+    def start(run: str, kind: str, says: str) -> Torn:
+        folder = tmp_path / f"{kind}-{run}"
+        torn = Torn(deployed, scripts, pool, kind=kind, says=says, folder=folder)
+        started.append(torn)
+        return torn
+
+    yield start
+    for torn in started:
+        torn.close()
 
 
-def test_rounds_of_epochs(start: Callable[[str, str, str], Torn]) -> None:
+def test_rounds_of_epochs(start: Start) -> None:
     calm, torn = (start(run, "epochs", "callback") for run in ("calm", "torn"))
     whole = calm.ends()
-    first, (round_0, round_1, _) = whole[0], [one for one in whole if one[0] == "epoch"]
+    first, (round_0, round_1, round_2, _) = (
+        whole[0],
+        [one for one in whole if one[0] == "epoch"],
+    )
 
     assert_taken_up(whole, torn.dies("step 2"), first)
     assert_taken_up(whole, torn.dies("saved"), first)
     assert_taken_up(whole, torn.dies("loaded 6."), round_0)
-    assert_taken_up(whole, torn.dies("step 8", signal.SIGINT), round_1)
+    assert_taken_up(whole, torn.dies("step 11", signal.SIGINT), round_1)
     last = torn.ends()
 
-    assert_taken_up(whole, last, round_1)
+    assert_taken_up(whole, last, round_2)
     assert last[-1] == whole[-1]
     assert torn.blake3() == calm.blake3()
-    assert "checkpoint-6' is left aside" in torn.said()
+    assert "checkpoint-9' is left aside" in torn.said()
 
 
-def test_rounds_of_steps_of_a_script_that_says_nothing(
-    start: Callable[[str, str, str], Torn],
-) -> None:
+def test_rounds_of_steps_of_a_script_that_says_nothing(start: Start) -> None:
     calm, torn = (start(run, "steps", "nothing") for run in ("calm", "torn"))
     whole = calm.ends()
     steps = {number: [w, number, f] for w, number, f in whole if w == "step"}
