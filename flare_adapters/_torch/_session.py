@@ -70,6 +70,7 @@ class LocalSession:
         final: Whether the final global model is loaded.
         trained: The last round that an earlier process of this site has trained, and
             that this one goes on from; None if there is none.
+        base: Names of what is frozen and stays: as the script makes it, always.
     """
 
     def __init__(self, options: Options) -> None:
@@ -85,7 +86,7 @@ class LocalSession:
         self._correction = correction(self.plan.strategy)
         self._members: dict[str, Member] = {}
         self._chosen: dict[str, str] = {}
-        self._frozen: list[str] = []
+        self.base: list[str] = []
         self.round_number = -1
         self.final = False
         self._epochs = self._examples = 0
@@ -176,10 +177,10 @@ class LocalSession:
         self._members = members(model)
         shared = {n: one for n, one in self._members.items() if n not in private}
         self._chosen = choose(shared, self._options.select, names=names)
-        self._frozen = frozen(shared, self._chosen)
+        self.base = frozen(shared, self._chosen)
         proposal = Proposal(
             weights=gather(self._members, self._chosen, self._ranks, self._host),
-            base=fingerprint(self._members, self._frozen),
+            base=fingerprint(self._members, self.base),
             schedule=self.schedule,
             stays=stays(self._members, self._chosen),
             horizon=horizon,
@@ -242,7 +243,7 @@ class LocalSession:
         Raises:
             UnsupportedError: If what was frozen when the run began is trained now.
         """
-        refuse_thawed(self._members, self._frozen)
+        refuse_thawed(self._members, self.base)
         trained = Trained(
             run=self._run,
             plan=self.plan.fingerprint,

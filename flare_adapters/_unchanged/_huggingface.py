@@ -28,7 +28,9 @@ def _taking_part(train: Callable[..., Any]) -> Callable[..., Any]:
         if not take("This Trainer.train"):
             return train(self, *args, **kwargs)
         with _callback_in(self):
-            return train(self, *args, **kwargs)
+            from flare_adapters.huggingface._train import recovering  # noqa: PLC0415
+
+            return recovering(train)(self, *args, **kwargs)
 
     return taking_part
 

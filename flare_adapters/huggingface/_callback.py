@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers import (
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -26,11 +28,14 @@ from flare_adapters.huggingface._loop import (
     train_length_to,
 )
 from flare_adapters.huggingface._peft import names_on_wire, private_names
+from flare_adapters.huggingface._recovery import Recovery, saves_rounds
 from flare_adapters.huggingface._refuse import (
     refuse_arguments,
     refuse_model,
     refuse_optimizer,
+    refuse_unrecovered,
 )
+from flare_adapters.huggingface._saved import Event
 from flare_core import OptimizerState, Select
 from flare_core import site as read_site
 
@@ -45,6 +50,9 @@ class FLCallback(TrainerCallback):
 
     With PEFT only what is trained is exchanged, under PEFT's own names.  A language
     model's update weighs as many examples as it has target tokens, as in its loss.
+
+    At a real site a round is saved before anything of it leaves.  The same script,
+    started again after a crash, goes on there by itself.
 
     Args:
         site: The site file; by default the one that ``FLARE_SITE`` names.  With
@@ -77,6 +85,7 @@ class FLCallback(TrainerCallback):
         )
         self._federated = read_site(site).federated
         self._session: LocalSession | None = None
+        self._recovery: Recovery | None = None
         self._tally: Tally | None = None
         self._horizon = ""
         self._hooks: list[RemovableHandle] = []
@@ -94,6 +103,19 @@ class FLCallback(TrainerCallback):
         if self._federated and self._session is None:
             train_length_to(self._open(args), args)
 
+    def recovery(self, trainer: Trainer) -> Recovery | None:
+        """Return what saves the rounds of a training that is about to begin.
+
+        None if there is nothing to save them for: a simulation, or no federation.
+        """
+        if not self._federated:
+            return None
+        session = self._session or self._open(trainer.args)
+        recovers = session.recovers and saves_rounds()
+        with _told(session):
+            self._recovery = Recovery(trainer, self, session) if recovers else None
+        return self._recovery
+
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -102,10 +124,13 @@ class FLCallback(TrainerCallback):
         *,
         model: nn.Module,
         optimizer: Optimizer,
-        train_dataloader: Any,
         **kwargs: Any,
     ) -> None:
-        """Join, and load the first global model; later times, only go on."""
+        """Join, and load the first global model; later times, only go on.
+
+        So it is with a round trained by an earlier process: that is taken up where it
+        ended, and the site joins there.
+        """
         if not self._federated:
             return
         session = self._session or self._open(args)  # as `add_callback` is too late
@@ -114,51 +139,60 @@ class FLCallback(TrainerCallback):
         self._steps_before = self._step - state.global_step if session.joined else 0
         self._step = self._steps_before + state.global_step
         session.at_step(self._step)
-        if not session.joined:
+        if session.trained is not None:
             with _told(session):
-                refuse_model(model)
-                refuse_optimizer(innermost(optimizer))
-                session.join(
-                    model,
-                    playable=playable(session, args, state, train_dataloader),
-                    horizon=self._horizon,
-                    names=names_on_wire(model),
-                    private=private_names(model),
-                )
+                refuse_unrecovered(session, recovers=self._recovery is not None)
+        elif not session.joined:
+            with _told(session):
+                kwargs |= {"model": model, "optimizer": optimizer}
+                self._join(session, args, state, **kwargs)
         self._hook(session, args, model, innermost(optimizer))
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Note what a round saved in the middle of the epoch needs."""
+        if self._recovery is not None:
+            self._recovery.epoch_begins()
 
     def on_step_end(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        *,
-        optimizer: Optimizer,
         **kwargs: Any,
     ) -> None:
         """Count, and exchange if a round of steps is over."""
-        if self._session is not None and self._tally is not None:
+        session = self._session
+        if session is not None and self._tally is not None:
             self._step = self._steps_before + state.global_step
-            self._session.at_step(self._step)
-            self._session.saw(*self._tally.take())
-            self._exchange_when_due(self._session, args, control, optimizer)
+            session.at_step(self._step)
+            session.saw(*self._tally.take())
+            self._exchange_when_due(
+                session, "on_step_end", args, state, control, **kwargs
+            )
 
     def on_epoch_end(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        *,
-        optimizer: Optimizer,
         **kwargs: Any,
     ) -> None:
         """Exchange if a round of epochs is over; an epoch left unfinished is none."""
-        if self._session is None:
+        session = self._session
+        if session is None:
             return
         unfinished = not float(state.epoch or 0).is_integer()
         if not (control.should_training_stop and unfinished):
-            self._session.epoch_done()
-        exchanged = self._exchange_when_due(self._session, args, control, optimizer)
+            session.epoch_done()
+        exchanged = self._exchange_when_due(
+            session, "on_epoch_end", args, state, control, **kwargs
+        )
         if not exchanged and self._evaluated_at == self._step:
             control.should_evaluate = False  # the same weights
 
@@ -188,6 +222,7 @@ class FLCallback(TrainerCallback):
         The model may be another one by now: see ``load_best_model_at_end``.
         """
         session, self._session = self._session, None
+        self._recovery = None
         self._unhook()
         if session is not None:
             at = f"at step {state.global_step} of {state.max_steps}"
@@ -224,17 +259,49 @@ class FLCallback(TrainerCallback):
         while self._hooks:
             self._hooks.pop().remove()
 
-    def _exchange_when_due(
+    def _join(
         self,
         session: LocalSession,
         args: TrainingArguments,
-        control: TrainerControl,
+        state: TrainerState,
+        *,
+        model: nn.Module,
         optimizer: Optimizer,
+        train_dataloader: Any,
+        **kwargs: Any,
+    ) -> None:
+        refuse_model(model)
+        refuse_optimizer(innermost(optimizer))
+        session.join(
+            model,
+            playable=playable(session, args, state, train_dataloader),
+            horizon=self._horizon,
+            names=names_on_wire(model),
+            private=private_names(model),
+            optimizers=[innermost(optimizer)],
+        )
+
+    def _exchange_when_due(
+        self,
+        session: LocalSession,
+        event: Event,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> bool:
-        if not session.due:
-            return False
+        recovery = self._recovery
         with _told(session):
-            session.exchange([innermost(optimizer)])
+            if not session.joined:  # the round was trained by an earlier process
+                self._join(session, args, state, **kwargs)
+            elif session.due:
+                session.exchange(
+                    [innermost(kwargs["optimizer"])],
+                    save=recovery
+                    and partial(recovery.save, event=event, control=control),
+                )
+            else:
+                return False
         control.should_evaluate |= evaluates(args)
         control.should_training_stop |= session.final
         return True

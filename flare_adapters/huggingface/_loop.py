@@ -36,14 +36,19 @@ def playable(
     state: TrainerState,
     dataloader: Any,
 ) -> float:
-    """Return the epochs or steps that are left to run, as the schedule counts."""
+    """Return the epochs or steps that can be run, as the schedule counts.
+
+    They are those that are left, and what a process before this one has trained.
+    """
     steps = state.max_steps - state.global_step
+    trained = 0 if session.trained is None else session.trained.round_number + 1
+    played = trained * session.schedule.length
     if session.schedule.unit == "steps":
-        return steps
+        return played + steps
     if not has_length(dataloader):
         return math.inf
     steps_an_epoch = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
-    return steps / max(steps_an_epoch, 1)
+    return played + steps / max(steps_an_epoch, 1)
 
 
 def evaluates(args: TrainingArguments) -> bool:

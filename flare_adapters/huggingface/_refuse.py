@@ -72,3 +72,19 @@ def refuse_optimizer(optimizer: Optimizer) -> None:
             "the model holds other weights than it learns: expected another optimizer"
         )
         raise UnsupportedError(msg)
+
+
+def refuse_unrecovered(session: LocalSession, *, recovers: bool) -> None:
+    """Raise if a round was saved, and this training did not start from it.
+
+    Raises:
+        UnsupportedError: If so: its update would not be what was trained.
+    """
+    if not recovers:
+        msg = (
+            f"round {session.trained and session.trained.round_number} was trained by "
+            "an earlier process of this site, and this one did not go on from it: "
+            "expected Trainer.train, as it is in transformers 5; to begin the run "
+            f"anew, remove the folder {session.trained_path.parent}"
+        )
+        raise UnsupportedError(msg)
