@@ -1,5 +1,6 @@
 """Joins the rules of the federation to the wire: a server, and a client per site."""
 
+from flare_core.application._archive import link_file
 from flare_core.application._audit import AuditLog
 from flare_core.application._audit_check import (
     Finding,
@@ -73,6 +74,7 @@ __all__ = [
     "check_run",
     "connect",
     "join",
+    "link_file",
     "most_threads",
     "remember",
     "secured_as",

@@ -256,6 +256,7 @@ class Rounds:
         parcel = parcel.plain
         report = self._report.received(site, offer)
         self._updates[site] = weights
+        self._ledger.keep(lambda archive: archive.take(site, parcel.path, weights))
         self._ledger.write(
             partial(self._commit, parcel, report),
             partial(self._committed, site, offer),
@@ -303,7 +304,9 @@ class Rounds:
             _log.warning("a kept update is of no use: %s", weights)
             self._intake.expect(parcel.site)
         elif current.receive(parcel.site, current.number, parcel.offer.num_examples):
-            self._updates[parcel.site] = weights
+            site, path = parcel.site, parcel.path
+            self._updates[site] = weights
+            self._ledger.keep(lambda archive: archive.take(site, path, weights))
             self._report.restored(parcel.site, update.report)
             self._go_on(current)
 
@@ -335,7 +338,11 @@ class Rounds:
             return
         self.weights = current.num_examples
         record = self._report.record(self.weights, error_down=outcome.error)
-        self._publish(outcome, current.number + 1, record)
+        number, weights = current.number, self.weights
+        self._ledger.keep(
+            lambda archive: archive.keep_updates(number, weights),
+            partial(self._publish, outcome, number + 1, record),
+        )
 
     def _publish(
         self, model: Publication, number: int, record: RoundRecord | None
@@ -390,6 +397,15 @@ class Rounds:
         )
 
     def _hashed(
+        self, model: Publication, number: int, record: RoundRecord | None, blake3: str
+    ) -> None:
+        path, layout = model.model.path, model.weights.layout
+        self._ledger.keep(
+            lambda archive: archive.keep_model(number, path, blake3, layout),
+            partial(self._kept, model, number, record, blake3),
+        )
+
+    def _kept(
         self, model: Publication, number: int, record: RoundRecord | None, blake3: str
     ) -> None:
         """A global model is out, and the round that it came out of is over."""

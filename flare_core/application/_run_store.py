@@ -5,7 +5,6 @@ before its row is written.  So whatever moment a server dies at, the next one go
 from what its sites were told, or from a moment before that they will repeat.
 """
 
-import os
 import sqlite3
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import xxhash
 
 from flare_core._errors import ConfigurationError
 from flare_core._model import Metrics
+from flare_core.application._archive import Archive, sync
 from flare_core.application._events import RoundRecord, SiteReport
 from flare_core.application._worker import Worker
 from flare_core.communication import Join, Offer, Parcel, mapped
@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS models (
 """
 _T = TypeVar("_T")
 Write: TypeAlias = "Callable[[RunStore], None]"
+Keep: TypeAlias = Callable[[Archive], None]
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -300,15 +301,21 @@ class RunStore:
 
 @final
 class Ledger:
-    """Writes to a run's store, if it has one, while the server answers.
+    """Writes to a run's store and archive, if it has some, while the server answers.
+
+    Once something could not be written, nothing more is: what would follow it relies
+    on it.
 
     Args:
         worker: Has a thread for what must wait for a disk.
+        archive: Where the plan has models and updates kept, if it does.
     """
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, archive: Archive | None = None) -> None:
         self._worker = worker
+        self._archive = archive
         self._store: RunStore | None = None
+        self._failure: Exception | None = None
 
     def keep_in(self, store: RunStore) -> None:
         """Write to a store from now on."""
@@ -320,16 +327,27 @@ class Ledger:
         if store is None:
             then()
         else:
-            self._worker.do_aside(lambda: write(store), lambda _: then())
+            self._do(lambda: write(store), then)
 
+    def keep(self, keep: Keep, then: Callable[[], object] = lambda: None) -> None:
+        """Keep something in the archive; in order with what is written."""
+        archive = self._archive
+        if archive is None:
+            then()
+        else:
+            self._do(lambda: keep(archive), then)
 
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, would survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _do(self, act: Callable[[], None], then: Callable[[], object]) -> None:
+        self._worker.do_aside(lambda: self._unless_failed(act), lambda _: then())
+
+    def _unless_failed(self, act: Callable[[], None]) -> None:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            act()
+        except Exception as exc:
+            self._failure = exc
+            raise
 
 
 def digest_of(path: Path) -> bytes:

@@ -6,12 +6,12 @@
     rounds.jsonl         a `RoundRecord` per line
     global.safetensors   the newest global model
     result.json          the `Result`
+    kept.jsonl, kept/    models and updates, if `Plan.keep_updates` says so
     manifest-SITE.jsonl  every tensor that left a site, written by the site
 """
 
 import itertools
 import os
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +28,7 @@ from flare_core.application import (
     RunEnded,
     RunOpened,
     RunTakenUp,
+    link_file,
 )
 
 PLAN = "plan.toml"
@@ -82,17 +83,6 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def link_file(source: Path, path: Path) -> None:
-    """Make a file appear at another place too, or a copy of it where that cannot be."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    try:
-        unfinished.hardlink_to(source)
-    except OSError:  # on another file system, or one without links
-        shutil.copyfile(source, unfinished)
     unfinished.replace(path)
 
 

@@ -195,6 +195,7 @@ class Runs:
             spool=folder / "spool",
             observer=observe,
             lasting=True,
+            record=folder,
         )
 
     def _follow(self, name: str, event: Event) -> None:
