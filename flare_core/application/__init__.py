@@ -33,6 +33,7 @@ from flare_core.application._host import Host
 from flare_core.application._link import Link, Proposal, connect
 from flare_core.application._manifest import ManifestEntry
 from flare_core.application._policy import check_run
+from flare_core.application._replay import Replayed, replay
 from flare_core.application._secured import remember, secured_as
 from flare_core.application._server import Server, most_threads
 from flare_core.application._stage import Stage
@@ -52,6 +53,7 @@ __all__ = [
     "Observer",
     "Proposal",
     "Published",
+    "Replayed",
     "Result",
     "RoundPlayed",
     "RoundRecord",
@@ -77,6 +79,7 @@ __all__ = [
     "link_file",
     "most_threads",
     "remember",
+    "replay",
     "secured_as",
     "verify_audit",
 ]

@@ -156,9 +156,7 @@ class Archive:
         self._taken.clear()
         self._append(entries)
 
-    def keep_model(
-        self, number: int, path: Path, digest: str, layout: Layout
-    ) -> None:
+    def keep_model(self, number: int, path: Path, digest: str, layout: Layout) -> None:
         """Keep a global model.
 
         Args:
@@ -225,7 +223,8 @@ def entry_of(line: bytes) -> Entry:
     if not line.endswith(b"\n"):
         msg = "it is torn"
         raise ValueError(msg)
-    return msgspec.json.decode(line, type=Entry)
+    entry: Entry = msgspec.json.decode(line, type=Entry)
+    return entry
 
 
 def link_file(source: Path, path: Path) -> None:

@@ -100,7 +100,7 @@ class Host:
         Before `serve`, or on its thread.
 
         Raises:
-            ConfigurationError: If its strategy is not installed, or the plan has updates
+            ConfigurationError: If its strategy is not installed, or updates are to be
                 kept and there is no record.
         """
         make = partial(

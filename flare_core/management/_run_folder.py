@@ -25,6 +25,7 @@ from flare_core.application import (
     Event,
     Published,
     RoundPlayed,
+    RoundRecord,
     RunEnded,
     RunOpened,
     RunTakenUp,
@@ -126,6 +127,39 @@ def read_plan(path: Path) -> object:
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         msg = f"plan {path}: expected TOML, got something else: {exc}"
         raise ConfigurationError(msg) from exc
+
+
+def read_rounds(folder: Path) -> list[RoundRecord]:
+    """Return the records of a run's rounds, in order.
+
+    Raises:
+        ConfigurationError: If they cannot be read, or a line is damaged or missing.
+    """
+    path = folder / ROUNDS
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        msg = f"{path}: {exc.strerror}"
+        raise ConfigurationError(msg) from exc
+    return [_read_round(path, number, line) for number, line in enumerate(lines)]
+
+
+def _read_round(path: Path, number: int, line: bytes) -> RoundRecord:
+    try:
+        record = msgspec.json.decode(line, type=RoundRecord)
+    except ValueError as exc:
+        msg = f"{path}: line {number + 1} is damaged: {exc}; restore it from a backup"
+        raise ConfigurationError(msg) from exc
+    if record.round != number or not line.endswith(b"\n"):
+        got = f"round {record.round}" if line.endswith(b"\n") else "a torn line"
+        msg = (
+            f"{path}: line {number + 1}: expected round {number}, got {got}; restore "
+            "it from a backup"
+        )
+        raise ConfigurationError(msg)
+    return record
 
 
 def without_nulls(tree: dict[str, object]) -> dict[str, object]:
