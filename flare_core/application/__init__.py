@@ -6,9 +6,11 @@ from flare_core.application._audit_check import (
     Finding,
     Verdict,
     audit_lines,
+    signing_fault,
     verify_audit,
 )
 from flare_core.application._client import Client, ClientRound, join
+from flare_core.application._databases import copied, database_faults
 from flare_core.application._desk import Asker, Desk
 from flare_core.application._events import (
     Event,
@@ -34,6 +36,7 @@ from flare_core.application._link import Link, Proposal, connect
 from flare_core.application._manifest import ManifestEntry
 from flare_core.application._policy import check_run
 from flare_core.application._replay import Replayed, replay
+from flare_core.application._run_store_check import run_store_faults
 from flare_core.application._secured import remember, secured_as
 from flare_core.application._server import Server, most_threads
 from flare_core.application._stage import Stage
@@ -75,11 +78,15 @@ __all__ = [
     "audit_lines",
     "check_run",
     "connect",
+    "copied",
+    "database_faults",
     "join",
     "link_file",
     "most_threads",
     "remember",
     "replay",
+    "run_store_faults",
     "secured_as",
+    "signing_fault",
     "verify_audit",
 ]

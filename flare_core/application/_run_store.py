@@ -22,8 +22,8 @@ from flare_core.application._worker import Worker
 from flare_core.communication import Join, Offer, Parcel, mapped
 
 _FORMAT = 1
-_NAME = "run.sqlite"
-_SCHEMA = """
+NAME = "run.sqlite"
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (format INTEGER, run TEXT, plan TEXT) STRICT;
 CREATE TABLE IF NOT EXISTS sites (
     name TEXT PRIMARY KEY, joined BLOB NOT NULL, since INTEGER NOT NULL,
@@ -116,7 +116,7 @@ class RunStore:
 
     def __init__(self, folder: Path, *, run: str, plan: str) -> None:
         self._folder = folder
-        self._path = folder / _NAME
+        self._path = folder / NAME
         try:
             self._db = sqlite3.connect(
                 self._path, isolation_level=None, check_same_thread=False
@@ -223,7 +223,7 @@ class RunStore:
 
     def _check(self, run: str, plan: str) -> None:
         """Make the tables, or see that they are this run's."""
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(SCHEMA)
         expected = (_FORMAT, run, plan)
         found = self._db.execute("SELECT format, run, plan FROM identity").fetchone()
         if found is None:

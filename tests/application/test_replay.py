@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import flare_core as flare
@@ -44,7 +45,7 @@ class Run:
             entry = msgspec.json.decode(line)
             found = (entry["what"], entry["round"], entry.get("site", ""))
             if found == (what, number, site):
-                return self.folder / FOLDER / entry["blake3"]
+                return Path(self.folder, FOLDER, entry["blake3"])
         raise AssertionError(what, number, site)
 
     def rewrite(self, old: str, new: str) -> None:
@@ -98,7 +99,11 @@ def played(
 
 def _model(num_bytes: int) -> flare.ModelState:
     values = np.random.default_rng(0).standard_normal(num_bytes // 8, np.float32)
-    arrays = {"w": values, "running": values.copy(), "count": np.int64(3)}
+    arrays: dict[str, npt.ArrayLike] = {
+        "w": values,
+        "running": values.copy(),
+        "count": np.int64(3),
+    }
     return flare.ModelState(arrays, classes={"running": flare.TensorClass.BUFFER})
 
 
