@@ -13,7 +13,8 @@ the rest.
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeAlias, final
 
@@ -127,14 +128,18 @@ class Archive:
             site: Whose.
             path: Its file, decoded; it changes no more under this name.
             weights: What is in it; written to a file if there is none.
+
+        Raises:
+            ConfigurationError: If it cannot be kept.
         """
-        if path is not None:
-            digest = blake3_of(path)
-            self._link(path, digest)
-        else:
-            file = b"".join(pack(weights))
-            digest = blake3(file).hexdigest()
-            self._write(self._folder / digest, [file])
+        with self._room():
+            if path is not None:
+                digest = blake3_of(path)
+                self._link(path, digest)
+            else:
+                file = b"".join(pack(weights))
+                digest = blake3(file).hexdigest()
+                self._write(self._folder / digest, [file])
         self._taken[site] = digest
 
     def keep_updates(self, number: int, weights: Mapping[str, int]) -> None:
@@ -143,6 +148,9 @@ class Archive:
         Args:
             number: The round.
             weights: Examples of each site, in the order of the fold.
+
+        Raises:
+            ConfigurationError: If it cannot be noted.
         """
         entries = [
             UpdateEntry(
@@ -164,8 +172,12 @@ class Archive:
             path: Its file.
             digest: The BLAKE3 of the file.
             layout: Of what is in it.
+
+        Raises:
+            ConfigurationError: If it cannot be kept.
         """
-        self._link(path, digest)
+        with self._room():
+            self._link(path, digest)
         kinds = layout.classes.items() if number == 0 else ()
         buffers = [name for name, kind in kinds if kind is TensorClass.BUFFER]
         self._append([ModelEntry(round=number, blake3=digest, buffers=buffers)])
@@ -203,11 +215,23 @@ class Archive:
         unfinished.replace(path)
 
     def _append(self, entries: Iterable[Entry]) -> None:
-        self._sync(self._folder)  # what the lines speak of is there before them
-        with self._index.open("ab") as file:
-            file.write(_lines(entries))
-        self._sync(self._index)
-        self._sync(self._index.parent)
+        with self._room():
+            self._sync(self._folder)  # what the lines speak of is there before them
+            with self._index.open("ab") as file:
+                file.write(_lines(entries))
+            self._sync(self._index)
+            self._sync(self._index.parent)
+
+    @contextmanager
+    def _room(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as exc:
+            msg = (
+                f"cannot keep what the plan has kept, in {self._folder}: {exc}; give "
+                "it room for every global model and every update"
+            )
+            raise ConfigurationError(msg) from exc
 
     def _sync(self, path: Path) -> None:
         if self._durable:

@@ -40,12 +40,12 @@ def database_faults(path: Path, schema: str) -> Iterator[str]:
     """
     try:
         with closing(sqlite3.connect(path)) as db:
-            for (words,) in db.execute("PRAGMA integrity_check"):
+            for (words,) in db.execute("PRAGMA integrity_check(1)"):
                 if words != "ok":
-                    yield str(words)
+                    yield f"is damaged: {' '.join(str(words).split())}"
             found = _columns(db)
     except sqlite3.Error as exc:
-        yield str(exc)
+        yield f"is damaged: {exc}"
         return
     with closing(sqlite3.connect(":memory:")) as new:
         new.executescript(schema)
