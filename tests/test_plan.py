@@ -33,6 +33,7 @@ from flare_core._plan import plan_from
         ('select=["a.*", "b"]', Plan(rounds=3, select=["a.*", "b"])),
         ("select=layer=1", Plan(rounds=3, select="layer=1")),
         ("optimizer_state=reset", Plan(rounds=3, optimizer_state="reset")),
+        ("keep_updates=true", Plan(rounds=3, keep_updates=True)),
     ],
 )
 def test_one_setting_can_be_changed(assignment: str, expected: Plan) -> None:
@@ -160,6 +161,7 @@ def _plans(draw: st.DrawFn) -> Plan:
         ),
         select=draw(st.none() | st.text() | st.lists(st.text(), max_size=3)),
         optimizer_state=draw(st.sampled_from([None, "keep", "reset"])),
+        keep_updates=draw(st.booleans()),
     )
 
 
@@ -178,7 +180,9 @@ def test_a_plan_survives_its_file(plan: Plan) -> None:
     assert plan_from(msgspec.toml.decode(file), source="plan.toml") == plan
 
 
-@pytest.mark.parametrize("assignment", ["rounds=4", "strategy.mu=0.1", "select=all"])
+@pytest.mark.parametrize(
+    "assignment", ["rounds=4", "strategy.mu=0.1", "select=all", "keep_updates=true"]
+)
 def test_another_plan_has_another_fingerprint(assignment: str) -> None:
     plan = Plan(rounds=3)
 
@@ -193,5 +197,5 @@ def test_a_fingerprint_does_not_depend_on_how_the_plan_was_written() -> None:
 
 def test_the_fingerprint_of_a_plan_is_what_it_was() -> None:
     """Site files name it, so that it must not change unseen."""
-    expected = "3c7ef4fb3521c8557b5a2d0fb7a1a9896c3f3fc8f7627291bac168f82a007723"
+    expected = "6332a6e5b69c3b7059ca40d65781c9e9797681cab4630d314249a4a4d1647eb9"
     assert Plan(rounds=3).fingerprint == expected
