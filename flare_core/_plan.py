@@ -171,6 +171,8 @@ class Plan(_Settings, frozen=True):
             ``"no_batchnorm"`` or globs; if not set, what each script says itself.
         optimizer_state: What becomes of the optimizer's moments when a global model
             is loaded; if not set, what each script says itself.
+        keep_updates: Whether the server keeps every global model and every update that
+            counted, for ``flare replay``; they are as secret as what is in them.
     """
 
     rounds: Count
@@ -182,6 +184,7 @@ class Plan(_Settings, frozen=True):
     encoding: Encoding = Encoding()
     select: Select | None = None
     optimizer_state: OptimizerState | None = None
+    keep_updates: bool = False
 
     @property
     def fingerprint(self) -> str:

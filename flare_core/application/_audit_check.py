@@ -91,6 +91,21 @@ def verify_audit(folder: Path) -> Verdict:
     return check.verdict(known)
 
 
+def signing_fault(folder: Path) -> str:
+    """Return why the next line of an audit log could not be signed; empty if it could.
+
+    Args:
+        folder: Of the log; it is only read.
+    """
+    keys = AuditKeys(folder)
+    try:
+        if keys.public() is not None:  # else both are made when they are needed
+            keys.secret()
+    except (ConfigurationError, OSError) as exc:
+        return str(exc)
+    return ""
+
+
 def audit_lines(folder: Path) -> Iterator[bytes]:
     """Yield the lines of an audit log as they are, with their newlines.
 

@@ -2,30 +2,54 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import final
 
 from flare_core._errors import Refusal
-from flare_core._model import ModelState
+from flare_core._model import Layout, ModelState
+from flare_core._plan import Plan
 from flare_core.application._aggregator import Aggregator
 from flare_core.application._publication import Publication
+from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
-from flare_core.federation import Round
+from flare_core.communication import SHORT_BYTES
+from flare_core.federation import Round, Strategy
 
 
 @final
 class Folding:
-    """The updates of one round after the other.
+    """The updates of one round after the other, from a first model on.
 
     Args:
-        aggregator: Folds them.
+        plan: Names the strategy and the encoding.
+        layout: Of the global model.
+        strategy: Moves the model, by the mean of the updates.
+        spool: For the sums and the models.
         worker: Has it done while the server answers.
     """
 
-    def __init__(self, aggregator: Aggregator, worker: Worker) -> None:
-        self._aggregator = aggregator
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        strategy: Strategy,
+        spool: Spool,
+        worker: Worker,
+    ) -> None:
+        self._aggregator = Aggregator(plan, layout, strategy, spool, worker.each)
         self._worker = worker
         self._updates: dict[str, ModelState] = {}
         self._folded: list[str] = []
+
+    def first(self, path: Path, stream: bytes) -> Publication:
+        """Publish the model that is started from.
+
+        Args:
+            path: Its file.
+            stream: The XXH3-128 of the file.
+        """
+        self._worker.small = path.stat().st_size <= SHORT_BYTES
+        return self._aggregator.first(path, stream)
 
     def begin(self) -> None:
         """Forget the updates of the round before."""

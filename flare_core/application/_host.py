@@ -94,13 +94,15 @@ class Host:
         preflight: bool = False,
         share_spool: bool = False,
         lasting: bool = False,
+        record: Path | None = None,
     ) -> Stage:
         """Set up a run, for `Stage.open` to open; its arguments are those of `Stage`.
 
         Before `serve`, or on its thread.
 
         Raises:
-            ConfigurationError: If its strategy is not installed.
+            ConfigurationError: If its strategy is not installed, or updates are to be
+                kept and there is no record.
         """
         make = partial(
             Stage,
@@ -115,6 +117,7 @@ class Host:
             preflight=preflight,
             share_spool=share_spool,
             lasting=lasting,
+            record=record,
         )
         return self._stages.add(make)
 

@@ -94,6 +94,11 @@ class Intake:
         """Wait for weights of one more site."""
         self._awaited.add(site)
 
+    def ask_again(self, refusal: Refusal) -> None:
+        """Wait once more for weights that were here, and are of no use now."""
+        _log.warning("a kept update is of no use: %s", refusal)
+        self.expect(refusal.site)
+
     def restored(self, update: KeptUpdate) -> Parcel | None:
         """Return an update that is here from before; None if it is damaged."""
         site, path = update.site, None

@@ -12,8 +12,8 @@ from flare_core.application._events import (
     RoundPlayed,
     RoundRecord,
 )
+from flare_core.application._ledger import Ledger
 from flare_core.application._publication import Publication, blake3_of
-from flare_core.application._run_store import Ledger
 from flare_core.application._worker import Worker
 
 
@@ -58,6 +58,15 @@ class OnRecord:
         )
 
     def _hashed(
+        self, model: Publication, number: int, record: RoundRecord | None, blake3: str
+    ) -> None:
+        path, layout = model.model.path, model.weights.layout
+        self._ledger.keep(
+            lambda archive: archive.keep_model(number, path, blake3, layout),
+            partial(self._kept, model, number, record, blake3),
+        )
+
+    def _kept(
         self, model: Publication, number: int, record: RoundRecord | None, blake3: str
     ) -> None:
         final = number == self._rounds

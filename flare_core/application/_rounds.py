@@ -1,6 +1,5 @@
 """The rounds of a run, one after the other: updates come in, global models go out."""
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,7 +9,6 @@ from typing import final
 from flare_core._errors import Refusal
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Plan, RoundPolicy
-from flare_core.application._aggregator import Aggregator
 from flare_core.application._deadline import Deadline
 from flare_core.application._distribution import Distribution, Send
 from flare_core.application._events import (
@@ -22,6 +20,7 @@ from flare_core.application._events import (
 )
 from flare_core.application._folding import Folding
 from flare_core.application._intake import Intake
+from flare_core.application._ledger import Ledger
 from flare_core.application._lobby import Lobby
 from flare_core.application._on_record import OnRecord
 from flare_core.application._opening import Initial
@@ -30,7 +29,6 @@ from flare_core.application._round_report import RoundReport
 from flare_core.application._run_store import (
     Kept,
     KeptUpdate,
-    Ledger,
     RunStore,
     check_model,
 )
@@ -39,7 +37,6 @@ from flare_core.application._waiting import Waiting
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     INITIAL,
-    SHORT_BYTES,
     Aborted,
     Committed,
     Offer,
@@ -47,8 +44,6 @@ from flare_core.communication import (
     Want,
 )
 from flare_core.federation import Round, Strategy
-
-_log = logging.getLogger(__name__)
 
 
 @final
@@ -247,13 +242,20 @@ class Rounds:
         if offer.spooled and self._distribution is not None:
             self._distribution.shared(site)
         report = self._report.received(site, offer)
-        self._folding_of_it.keep(site, weights)
+        self._keep(parcel, weights)
         self._ledger.write(
             partial(self._commit, parcel, report),
             partial(self._committed, site, offer),
         )
         self._observer(Updated(site, current.number, report))
         self._go_on(current)
+
+    def _keep(self, parcel: Parcel, weights: ModelState) -> None:
+        """Take an update that counts."""
+        self._folding_of_it.keep(parcel.site, weights)
+        self._ledger.keep(
+            lambda archive: archive.take(parcel.site, parcel.path, weights)
+        )
 
     def _commit(self, parcel: Parcel, report: SiteReport, store: RunStore) -> None:
         """Keep an update, unless the model that it is part of is kept next."""
@@ -274,12 +276,10 @@ class Rounds:
 
     def _first(self, path: Path, stream: bytes, layout: Layout) -> Publication:
         """Return the model that this server starts from."""
-        self._worker.small = path.stat().st_size <= SHORT_BYTES
-        aggregator = Aggregator(
-            self._plan, layout, self._strategy, self._spool, self._worker.each
+        self._folding = Folding(
+            self._plan, layout, self._strategy, self._spool, self._worker
         )
-        self._folding = Folding(aggregator, self._worker)
-        return aggregator.first(path, stream)
+        return self._folding.first(path, stream)
 
     def _restore(self, update: KeptUpdate) -> None:
         """Look at an update that was committed before this server was started."""
@@ -294,11 +294,10 @@ class Rounds:
     ) -> None:
         current = self._round
         assert current is not None  # noqa: S101 - it waits for this
-        if isinstance(weights, Refusal):  # it is damaged, and its site is asked again
-            _log.warning("a kept update is of no use: %s", weights)
-            self._intake.expect(parcel.site)
+        if isinstance(weights, Refusal):
+            self._intake.ask_again(weights)
         elif current.receive(parcel.site, current.number, parcel.offer.num_examples):
-            self._folding_of_it.keep(parcel.site, weights)
+            self._keep(parcel, weights)
             self._report.restored(parcel.site, update.report)
             self._go_on(current)
 
@@ -332,7 +331,11 @@ class Rounds:
             return
         self.weights = current.num_examples
         record = self._report.record(self.weights, error_down=outcome.error)
-        self._publish(outcome, current.number + 1, record)
+        number, weights = current.number, self.weights
+        self._ledger.keep(
+            lambda archive: archive.keep_updates(number, weights),
+            partial(self._publish, outcome, number + 1, record),
+        )
 
     def _publish(
         self, model: Publication, number: int, record: RoundRecord | None

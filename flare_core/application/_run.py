@@ -18,11 +18,12 @@ from flare_core.application._events import (
 )
 from flare_core.application._guests import Guests, in_words
 from flare_core.application._intake import Intake
+from flare_core.application._ledger import Ledger
 from flare_core.application._lobby import Lobby
 from flare_core.application._opening import Initial, Opening
 from flare_core.application._round_report import parting
 from flare_core.application._rounds import Rounds
-from flare_core.application._run_store import Kept, Ledger
+from flare_core.application._run_store import Kept
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import (

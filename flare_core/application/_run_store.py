@@ -5,25 +5,24 @@ before its row is written.  So whatever moment a server dies at, the next one go
 from what its sites were told, or from a moment before that they will repeat.
 """
 
-import os
 import sqlite3
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias, TypeVar, final
+from typing import TypeVar, final
 
 import msgspec
 import xxhash
 
 from flare_core._errors import ConfigurationError
 from flare_core._model import Metrics
+from flare_core.application._archive import sync
 from flare_core.application._events import RoundRecord, SiteReport
-from flare_core.application._worker import Worker
 from flare_core.communication import Join, Offer, Parcel, mapped
 
 _FORMAT = 1
-_NAME = "run.sqlite"
-_SCHEMA = """
+NAME = "run.sqlite"
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (format INTEGER, run TEXT, plan TEXT) STRICT;
 CREATE TABLE IF NOT EXISTS sites (
     name TEXT PRIMARY KEY, joined BLOB NOT NULL, since INTEGER NOT NULL,
@@ -39,7 +38,6 @@ CREATE TABLE IF NOT EXISTS models (
 ) STRICT;
 """
 _T = TypeVar("_T")
-Write: TypeAlias = "Callable[[RunStore], None]"
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +113,7 @@ class RunStore:
 
     def __init__(self, folder: Path, *, run: str, plan: str) -> None:
         self._folder = folder
-        self._path = folder / _NAME
+        self._path = folder / NAME
         try:
             self._db = sqlite3.connect(
                 self._path, isolation_level=None, check_same_thread=False
@@ -223,7 +221,7 @@ class RunStore:
 
     def _check(self, run: str, plan: str) -> None:
         """Make the tables, or see that they are this run's."""
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(SCHEMA)
         expected = (_FORMAT, run, plan)
         found = self._db.execute("SELECT format, run, plan FROM identity").fetchone()
         if found is None:
@@ -297,40 +295,6 @@ class RunStore:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
-
-
-@final
-class Ledger:
-    """Writes to a run's store, if it has one, while the server answers.
-
-    Args:
-        worker: Has a thread for what must wait for a disk.
-    """
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._store: RunStore | None = None
-
-    def keep_in(self, store: RunStore) -> None:
-        """Write to a store from now on."""
-        self._store = store
-
-    def write(self, write: Write, then: Callable[[], object] = lambda: None) -> None:
-        """Write something, in order, and then do something on the server's thread."""
-        store = self._store
-        if store is None:
-            then()
-        else:
-            self._worker.do_aside(lambda: write(store), lambda _: then())
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, would survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def digest_of(path: Path) -> bytes:

@@ -26,7 +26,8 @@ class Server:
         address: Where to listen; port 0 takes any free one.
         folder: Where updates and models lie meanwhile, in a folder ``spool`` that is
             removed at the end; by default in the system's folder for such.  It needs
-            room for each site's update and for four times the model.
+            room for each site's update and for four times the model.  What a plan with
+            ``keep_updates`` has kept goes there too, and stays.
         observer: Told of everything that happens, on the server's thread.
         preflight: Whether to compare the sites only, and train nothing.
         patience_s: Seconds without a word after which a site is given up; however long
@@ -71,6 +72,7 @@ class Server:
                 observer=observer,
                 preflight=preflight,
                 share_spool=share_spool,
+                record=folder,
             )
         except BaseException:
             self._host.close()

@@ -9,10 +9,12 @@ from typing import final
 
 from flare_core._errors import ConfigurationError, FlareError
 from flare_core._plan import Plan
+from flare_core.application._archive import Archive
 from flare_core.application._distribution import Send
 from flare_core.application._events import Observer, RunEnded, RunOpened, RunPaused
+from flare_core.application._ledger import Ledger
 from flare_core.application._run import Run
-from flare_core.application._run_store import Ledger, RunStore
+from flare_core.application._run_store import RunStore
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Post, Worker
 from flare_core.communication import Welcome
@@ -37,12 +39,16 @@ class Stage:
         preflight: Whether to compare the sites only.
         share_spool: Whether sites may put their updates into the spool themselves.
         lasting: Whether the run outlives the server, and waits for sites that are gone.
+        record: The folder of the run's record, if it has one.
 
     Attributes:
         name: Of the run.
         run: What is played.
         error: What went wrong on the server, if something did.
         halted: Why nothing happens for now, if so; another stage goes on later.
+
+    Raises:
+        ConfigurationError: If the plan has updates kept, and there is no record.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Stage:
         preflight: bool = False,
         share_spool: bool = False,
         lasting: bool = False,
+        record: Path | None = None,
     ) -> None:
         self.name = name
         self.error: BaseException | None = None
@@ -70,10 +77,12 @@ class Stage:
         self._made = self._ended = self._opening = False
         self._lasting = lasting
         self._store: RunStore | None = None
+        keeps = plan.keep_updates and not preflight
+        self._archive = _archive(record, lasting=lasting) if keeps else None
         self._worker = Worker(
             lambda job: post(lambda: self._deliver(job)), num_threads=num_threads
         )
-        self._ledger = Ledger(self._worker)
+        self._ledger = Ledger(self._worker, self._archive)
         self.run = Run(
             Welcome(plan=plan, run=name, ping_s=ping_s),
             spool=self._files,
@@ -94,10 +103,12 @@ class Stage:
                 is damaged.
         """
         try:
+            if self._archive is not None:
+                self._archive.make(exist_ok=self._lasting)
             self._folder.mkdir(parents=True, mode=0o700, exist_ok=self._lasting)
             self._files.make()
         except OSError as exc:
-            msg = f"cannot make the folder {self._folder}: {exc.strerror}"
+            msg = f"cannot make the folder {exc.filename}: {exc.strerror}"
             raise ConfigurationError(msg) from exc
         self._made = self._opening = True
         self._observer(RunOpened(self._plan, endpoint))
@@ -106,7 +117,10 @@ class Stage:
             self._store = RunStore(self._files.folder, run=self.name, plan=plan)
             self._ledger.keep_in(self._store)
             kept = self._store.kept()
-            self._files.clear(None if kept is None else kept.number)
+            number = None if kept is None else kept.number
+            self._files.clear(number)
+            if self._archive is not None:
+                self._archive.take_up(number)
             if kept is not None:
                 self.run.resume(kept)
         self._opening = False
@@ -172,6 +186,13 @@ class Stage:
         goes_on = self._lasting and not self.run.over
         if self._made and not goes_on:  # else the folder is another server's
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _archive(record: Path | None, *, lasting: bool) -> Archive:
+    if record is None:
+        msg = "the plan says keep_updates, and the run has no folder to keep them in"
+        raise ConfigurationError(msg)
+    return Archive(record, durable=lasting)
 
 
 def _may_pass(error: BaseException) -> bool:

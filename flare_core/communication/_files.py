@@ -27,8 +27,8 @@ class ReceivedFile:
 
     Args:
         path: Where; a file of the same size is written over, which takes half the
-            time that a new one would.  One of another size is replaced: who has mapped
-            it keeps it.
+            time that a new one would.  One of another size, or one that is kept under
+            another name too, is replaced: who has mapped it keeps it.
         num_bytes: Its size.
 
     Raises:
@@ -38,7 +38,7 @@ class ReceivedFile:
     def __init__(self, path: Path, num_bytes: int) -> None:
         self.path = path
         try:
-            if path.exists() and path.stat().st_size != num_bytes:
+            if path.exists() and _is_of_no_use(path.stat(), num_bytes):
                 path.unlink()
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as exc:
@@ -154,6 +154,10 @@ def scratch(folder: Path, num_bytes: int) -> memoryview:
             return memoryview(mmap.mmap(file.fileno(), num_bytes, flags))
     except OSError as exc:
         raise _no_room(folder, num_bytes, exc) from exc
+
+
+def _is_of_no_use(found: os.stat_result, num_bytes: int) -> bool:
+    return found.st_size != num_bytes or found.st_nlink > 1
 
 
 def _reserve(fd: int, num_bytes: int) -> None:

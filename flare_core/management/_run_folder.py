@@ -6,12 +6,12 @@
     rounds.jsonl         a `RoundRecord` per line
     global.safetensors   the newest global model
     result.json          the `Result`
+    kept.jsonl, kept/    models and updates, if `Plan.keep_updates` says so
     manifest-SITE.jsonl  every tensor that left a site, written by the site
 """
 
 import itertools
 import os
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,9 +25,11 @@ from flare_core.application import (
     Event,
     Published,
     RoundPlayed,
+    RoundRecord,
     RunEnded,
     RunOpened,
     RunTakenUp,
+    link_file,
 )
 
 PLAN = "plan.toml"
@@ -85,17 +87,6 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     unfinished.replace(path)
 
 
-def link_file(source: Path, path: Path) -> None:
-    """Make a file appear at another place too, or a copy of it where that cannot be."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    try:
-        unfinished.hardlink_to(source)
-    except OSError:  # on another file system, or one without links
-        shutil.copyfile(source, unfinished)
-    unfinished.replace(path)
-
-
 def fresh_folder(wanted: Path | None, script: Path) -> Path:
     """Return an empty folder for a new run, and make it.
 
@@ -136,6 +127,39 @@ def read_plan(path: Path) -> object:
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         msg = f"plan {path}: expected TOML, got something else: {exc}"
         raise ConfigurationError(msg) from exc
+
+
+def read_rounds(folder: Path) -> list[RoundRecord]:
+    """Return the records of a run's rounds, in order.
+
+    Raises:
+        ConfigurationError: If they cannot be read, or a line is damaged or missing.
+    """
+    path = folder / ROUNDS
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        msg = f"{path}: {exc.strerror}"
+        raise ConfigurationError(msg) from exc
+    return [_read_round(path, number, line) for number, line in enumerate(lines)]
+
+
+def _read_round(path: Path, number: int, line: bytes) -> RoundRecord:
+    try:
+        record = msgspec.json.decode(line, type=RoundRecord)
+    except ValueError as exc:
+        msg = f"{path}: line {number + 1} is damaged: {exc}; restore it from a backup"
+        raise ConfigurationError(msg) from exc
+    if record.round != number or not line.endswith(b"\n"):
+        got = f"round {record.round}" if line.endswith(b"\n") else "a torn line"
+        msg = (
+            f"{path}: line {number + 1}: expected round {number}, got {got}; restore "
+            "it from a backup"
+        )
+        raise ConfigurationError(msg)
+    return record
 
 
 def without_nulls(tree: dict[str, object]) -> dict[str, object]:

@@ -18,12 +18,14 @@ from flare_core.management._deployment import (
     ServerFolder,
     ServerSettings,
     Service,
+    check_server,
 )
-from flare_core.management._messages import exit_codes, say
+from flare_core.management._messages import complain, exit_codes, say
 from flare_core.management._signals import interrupts
 from flare_core.management._wording import counted
 
 _FORMAT = "%(asctime)s %(message)s"
+_STYLES = {"ok": "", "note": "yellow", "wrong": "red"}
 
 
 @final
@@ -89,6 +91,26 @@ def _start(folder: FolderOption) -> None:
             say(console, f"server listens at {service.endpoint}")
             service.run()
         say(console, "stopped")
+
+
+@server_app.command("check")
+def _check(folder: FolderOption) -> None:
+    """Look whether all is as it should be in a server's folder; ends with 1 if not.
+
+    Best while no server runs on it: what that holds is not looked at.
+    """
+    console = Console()
+    with exit_codes():
+        if not folder.is_dir():
+            msg = f"{folder} is no folder; `flare server init {folder}` makes one"
+            raise ConfigurationError(msg)
+        wrong = 0
+        for one in check_server(ServerFolder(folder)):
+            say(console, str(one), style=_STYLES[one.level])
+            wrong += one.level == "wrong"
+        if wrong:
+            complain(f"{counted(wrong, 'thing')} wrong in {folder}", style="bold red")
+            raise typer.Exit(1)
 
 
 def status(*, home: HomeOption = Path()) -> None:

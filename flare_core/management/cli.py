@@ -1,4 +1,4 @@
-"""The command line: ``flare simulate``, ``flare check`` and ``flare audit``."""
+"""The command line: ``flare simulate``, ``flare check``, and all others by name."""
 
 import shutil
 import tempfile
@@ -44,6 +44,7 @@ from flare_core.management._plan_options import plan_of
 from flare_core.management._play import federation, play, sites_of
 from flare_core.management._preflight import Preflight, report
 from flare_core.management._processes import Script
+from flare_core.management._replay_command import replay_command
 from flare_core.management._run_commands import run_app
 from flare_core.management._run_folder import fresh_folder
 from flare_core.management._server_commands import roles, server_app, status
@@ -64,7 +65,7 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(server_app, name="server")
 app.add_typer(run_app, name="run")
 app.add_typer(site_app, name="site")
-for _name, _member_command in (
+for _name, _one_command in (
     ("status", status),
     ("roles", roles),
     ("invite", invite),
@@ -72,8 +73,9 @@ for _name, _member_command in (
     ("members", members),
     ("revoke", revoke),
     ("rotate", rotate),
+    ("replay", replay_command),
 ):
-    app.command(_name)(_member_command)
+    app.command(_name)(_one_command)
 
 
 @app.callback()

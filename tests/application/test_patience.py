@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import flare_core as flare
+from flare_core.application._ledger import Ledger
 from flare_core.application._run import Run
-from flare_core.application._run_store import Ledger
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import (

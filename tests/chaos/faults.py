@@ -17,6 +17,10 @@ _AT_SERVER = (
     "during fold",
     "before publish",
     "after publish",
+    "before updates are kept",
+    "after updates are kept",
+    "before a model is kept",
+    "after a model is kept",
     "while it serves",
 )
 _AT_SITE = (

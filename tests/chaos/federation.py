@@ -21,7 +21,7 @@ import msgspec
 import flare_core as flare
 from chaos.faults import SERVER, Fault
 from deployed import Deployment
-from flare_core.application import RoundRecord, verify_audit
+from flare_core.application import RoundRecord, replay, verify_audit
 from proxy import Proxy
 
 SITES = ("a", "b", "c")
@@ -265,5 +265,8 @@ def _problems(record: Path, plan: flare.Plan) -> Iterator[str]:
     for one in rounds:
         if sorted(one.sites) != sorted(SITES):
             yield f"sites in round {one.round}: {sorted(one.sites)}"
+    if plan.keep_updates:
+        for again in replay(plan, rounds, record):
+            yield from again.partings
     if (record / "spool").exists():
         yield "the spool was left behind"

@@ -17,12 +17,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_ARCHIVE = ("application._archive", "Archive")
 POINTS = {
     "before commit": ("application._run_store", "RunStore", "committed", "before"),
     "after commit": ("application._run_store", "RunStore", "committed", "after"),
     "during fold": ("application._aggregator", "Aggregator", "add", "after"),
     "before publish": ("application._run_store", "RunStore", "published", "before"),
     "after publish": ("application._run_store", "RunStore", "published", "after"),
+    "before updates are kept": (*_ARCHIVE, "keep_updates", "before"),
+    "after updates are kept": (*_ARCHIVE, "keep_updates", "after"),
+    "before a model is kept": (*_ARCHIVE, "keep_model", "before"),
+    "after a model is kept": (*_ARCHIVE, "keep_model", "after"),
     "while it serves": ("application._distribution", "Distribution", "serve", "after"),
     "before hand-in": ("application._zmq_link", "ZmqLink", "_hand_in", "before"),
     "after hand-in": ("application._zmq_link", "ZmqLink", "_offer", "after"),

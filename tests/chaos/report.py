@@ -36,7 +36,7 @@ def run(
     """
     console = Console()
     selection = flare.Selection(sites=len(SITES))
-    plan = flare.Plan(rounds=ROUNDS, selection=selection)
+    plan = flare.Plan(rounds=ROUNDS, selection=selection, keep_updates=True)
     command = LOOPS[loop]
     alone = play(command, plan, [], alone_s=0)
     console.print(f"undisturbed: {alone.seconds:.1f} s, blake3 {alone.blake3[:12]}")

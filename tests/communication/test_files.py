@@ -93,6 +93,17 @@ def test_who_looks_at_a_file_of_another_size_still_sees_it(tmp_path: Path) -> No
     assert before == b"before" * 10_000
 
 
+def test_a_file_that_is_kept_under_another_name_stays_as_it_is(tmp_path: Path) -> None:
+    path, kept = tmp_path / "file", tmp_path / "kept"
+    path.write_bytes(b"before")
+    kept.hardlink_to(path)
+
+    fill_file(path, 6, [b"after!"])
+
+    assert path.read_bytes() == b"after!"
+    assert kept.read_bytes() == b"before"
+
+
 def test_a_new_file_is_nobody_else_s(tmp_path: Path) -> None:
     path = tmp_path / "file"
 

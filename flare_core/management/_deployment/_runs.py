@@ -33,7 +33,8 @@ from flare_core.management._line_display import lines
 from flare_core.management._run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
-_OPEN: tuple[State, ...] = ("waiting", "playing", "paused")
+OPEN: tuple[State, ...] = ("waiting", "playing", "paused")
+SPOOL = "spool"
 
 
 @final
@@ -66,7 +67,7 @@ class Runs:
     def reopen(self) -> None:
         """Open again what waited or was played when the server ended."""
         for info in self.all():
-            if info.state in _OPEN:
+            if info.state in OPEN:
                 try:
                     stage = self._stage(info)
                 except FlareError as exc:  # a strategy that was uninstalled, say
@@ -117,7 +118,7 @@ class Runs:
         """
         stage = self._host.stage(name)
         info = self.info(name)
-        if stage is None or info.state not in _OPEN:
+        if stage is None or info.state not in OPEN:
             msg = f"run {name!r} is {info.state} already"
             raise RequestDeniedError(msg)
         self._trail.note("run stopped", run=name, user=user, reason=reason)
@@ -156,7 +157,7 @@ class Runs:
             RequestDeniedError: If it is not there (yet).
         """
         info = self.info(name)
-        growing = info.state in _OPEN
+        growing = info.state in OPEN
         try:
             with (self._folder / name / file).open("rb") as opened:
                 size = os.fstat(opened.fileno()).st_size
@@ -192,9 +193,10 @@ class Runs:
         return self._host.open(
             info.name,
             info.plan,
-            spool=folder / "spool",
+            spool=folder / SPOOL,
             observer=observe,
             lasting=True,
+            record=folder,
         )
 
     def _follow(self, name: str, event: Event) -> None:
@@ -215,7 +217,7 @@ class Runs:
                 self._keep(name, state="paused", error=event.reason)
             case RunResumed() | RunTakenUp():
                 self._keep(name, state="playing", error="")
-            case RunEnded() if info.state in _OPEN:
+            case RunEnded() if info.state in OPEN:
                 error = event.result.error
                 self._keep(name, state="failed" if error else "finished", error=error)
             case _:

@@ -14,7 +14,7 @@ from flare_core._errors import ConfigurationError
 from flare_core._plan import Plan
 from flare_core.communication import Member, Role, RunInfo, State
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS members (
     name TEXT PRIMARY KEY, role TEXT NOT NULL, since REAL NOT NULL, revoked REAL
 );
@@ -73,7 +73,7 @@ class Store:
                 self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")
-                self._db.executescript(_SCHEMA)
+                self._db.executescript(SCHEMA)
                 undo.pop_all()
         except (sqlite3.Error, OSError) as exc:
             msg = f"store {path}: {exc}; is another server running on this folder?"
