@@ -112,6 +112,16 @@ class RoundCheckpoint:
 
 def keep_random(path: Path) -> None:
     """Write down where this process's generators of random numbers stand."""
+    path.write_text(random_state())
+
+
+def restore_random(path: Path) -> None:
+    """Set them back to where they stood."""
+    set_random_state(path.read_text())
+
+
+def random_state() -> str:
+    """Return where this process's generators of random numbers stand, as text."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     state = _Random(
@@ -126,12 +136,12 @@ def keep_random(path: Path) -> None:
         torch=torch.get_rng_state().numpy().tobytes(),
         cuda=tuple(one.numpy().tobytes() for one in torch.cuda.get_rng_state_all()),
     )
-    path.write_bytes(msgspec.json.encode(state))
+    return msgspec.json.encode(state).decode()
 
 
-def restore_random(path: Path) -> None:
+def set_random_state(kept: str) -> None:
     """Set them back to where they stood."""
-    state = msgspec.json.decode(path.read_bytes(), type=_Random)
+    state = msgspec.json.decode(kept, type=_Random)
     name, keys, position, has_gauss, cached = state.numpy
     random.setstate(state.python)
     words = np.frombuffer(keys, np.uint32)
