@@ -8,10 +8,8 @@ validation, and `leave` or `fail`.
 
 import atexit
 import logging
-import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any, final
 
@@ -26,6 +24,7 @@ from flare_adapters._torch._checkpoint import (
 )
 from flare_adapters._torch._correction import correction
 from flare_adapters._torch._host import Host
+from flare_adapters._torch._metrics import scalars
 from flare_adapters._torch._options import Options
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import Member, choose, members
@@ -50,6 +49,7 @@ from flare_core import (
     Proposal,
     Schedule,
     Site,
+    UnsupportedError,
     Update,
     connect,
     site,
@@ -166,8 +166,7 @@ class LocalSession:
             names: Other names on the wire, by name in the model.
             private: Names in the model of what is this site's own: it neither leaves
                 nor belongs to the base that all sites share.
-            optimizers: Those whose state is dropped after a round that an earlier
-                process has trained, where the options say so.
+            optimizers: As for `exchange`, where a round was trained before.
 
         Raises:
             HorizonError: If the loop ends before the run does.
@@ -238,7 +237,8 @@ class LocalSession:
         Args:
             optimizers: Those whose state is dropped, where the options say so.
             save: Puts the framework's own checkpoint into a folder, on all ranks; it
-                is called before anything leaves, where rounds are saved.
+                is called before anything leaves, where rounds are saved.  It raises
+                `UnsupportedError`, on all ranks, if nobody could go on from it.
 
         Raises:
             UnsupportedError: If what was frozen when the run began is trained now.
@@ -327,7 +327,15 @@ class LocalSession:
     ) -> None:
         """Save the round, on all ranks, before anything of it leaves."""
         folder = self._ranks.from_first(checkpoint.begin)
-        save(folder)
+        try:
+            save(folder)
+        except UnsupportedError as exc:
+            _log.warning(
+                "round %d is not saved, and would be trained anew: %s",
+                trained.round_number,
+                exc,
+            )
+            return
         keep_random(folder / self._random_file)
         self._ranks.together()
         self._ranks.from_first(lambda: checkpoint.finish(trained))
@@ -388,13 +396,3 @@ class LocalSession:
             f"{unit}, the run has {self.plan.rounds}; set the loop to "
             f"{self.total_length} {unit}, or the plan to {rounds} rounds"
         )
-
-
-def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics that are one number each, without those that are NaN."""
-    found = {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
-    }
-    return {name: value for name, value in found.items() if not math.isnan(value)}

@@ -18,6 +18,7 @@ from flare_adapters.lightning._loop import (
     refuse_engine,
     validation_metrics,
 )
+from flare_adapters.lightning._recovery import Recovery
 from flare_core import OptimizerState, Select
 from flare_core import site as read_site
 
@@ -60,6 +61,7 @@ class FLCallback(Callback):
         )
         self._federated = read_site(site).federated
         self._session: LocalSession | None = None
+        self._recovery: Recovery | None = None
         self._horizon = ""
         self._epoch_seen = -1
         self._cannot_count = False
@@ -72,30 +74,55 @@ class FLCallback(Callback):
         self._session = LocalSession(self._options)
         self._horizon = horizon_of(trainer)
         refuse_engine(self._session, trainer.strategy)
-        self._set_length(trainer, epochs=0, steps=0)
+        self._recovery = Recovery(self._session, trainer)
+        self._set_length(trainer)
         rank_zero_info(f"The plan sets the length: {horizon_of(trainer)}")
         _warn_of_local_stops(trainer)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Play all rounds after what the checkpoint has seen, not instead of them."""
-        epochs, steps = checkpoint["epoch"] + 1, checkpoint["global_step"]
-        self._set_length(trainer, epochs=epochs, steps=steps)
+        """Play all rounds after what the user's checkpoint has seen, not instead."""
+        del pl_module
+        if self._recovery is None:
+            return
+        if self._recovery.resumes:
+            self._recovery.lead_back(checkpoint)
+        else:
+            epochs, steps = checkpoint["epoch"] + 1, checkpoint["global_step"]
+            self._recovery.start = epochs, steps
+            self._set_length(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Get ready to save rounds, or to go on from one."""
+        del trainer, pl_module
+        if self._recovery is not None:
+            self._recovery.fit_starts()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join, and load the first global model."""
+        """Join, and load the first global model; or go on from the last round."""
         del pl_module
-        if self._session is not None:
-            epochs, steps = trainer.current_epoch, trainer.global_step
-            self._set_length(trainer, epochs=epochs, steps=steps)
-            self._session.at_step(steps)
+        if self._session is None or self._recovery is None:
+            return
+        epochs, steps = trainer.current_epoch, trainer.global_step
+        self._session.at_step(steps)
+        if self._recovery.resumes:
+            at_end = self._recovery.resumes_at_epoch_end
+            self._epoch_seen = epochs if at_end else epochs - 1
+            self._recovery.go_on(lambda: self._join(trainer))
+        else:
             self._epoch_seen = epochs - 1
-            self._session.join(
-                _model(trainer),
-                playable=playable(self._session, trainer),
-                horizon=self._horizon,
-            )
+            self._recovery.start = epochs, steps
+            self._set_length(trainer)
+            self._join(trainer)
+
+    def on_train_epoch_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
+        """Note where the epoch's order comes from."""
+        del trainer, pl_module
+        if self._recovery is not None:
+            self._recovery.epoch_starts()
 
     def on_train_batch_end(
         self,
@@ -107,8 +134,9 @@ class FLCallback(Callback):
     ) -> None:
         """Count, and exchange if the round is over."""
         del pl_module, batch_idx
-        if self._session is None:
+        if self._session is None or self._recovery is None:
             return
+        self._recovery.batch_ends()
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         self._session.saw(self._count(batch), loss)
         self._session.at_step(trainer.global_step)
@@ -154,9 +182,21 @@ class FLCallback(Callback):
         if self._session is not None:
             self._session.fail(exception)
 
-    def _set_length(self, trainer: Trainer, *, epochs: int, steps: int) -> None:
-        if self._session is not None and not trainer.fast_dev_run:
-            fit_length_to(self._session, trainer, epochs=epochs, steps=steps)
+    def _set_length(self, trainer: Trainer) -> None:
+        if self._session is None or self._recovery is None or trainer.fast_dev_run:
+            return
+        fit_length_to(self._session, trainer, self._recovery.start)
+
+    def _join(self, trainer: Trainer) -> None:
+        assert self._session is not None  # noqa: S101 - there is a run to join
+        assert self._recovery is not None  # noqa: S101 - as above
+        self._session.join(
+            _model(trainer),
+            playable=playable(self._session, trainer, self._recovery.start),
+            horizon=self._horizon,
+            optimizers=trainer.optimizers,
+        )
+        self._stop_if_final(trainer)
 
     def _count(self, batch: Any) -> int:
         found = num_examples(batch)
@@ -172,10 +212,14 @@ class FLCallback(Callback):
             self._session.epoch_done()
 
     def _exchange_when_due(self, trainer: Trainer) -> None:
-        if self._session is not None and self._session.due:
-            self._session.exchange(trainer.optimizers)
-            if self._session.final:
-                trainer.should_stop = True
+        if self._session is None or self._recovery is None or not self._session.due:
+            return
+        self._session.exchange(trainer.optimizers, save=self._recovery.save)
+        self._stop_if_final(trainer)
+
+    def _stop_if_final(self, trainer: Trainer) -> None:
+        if self._session is not None and self._session.final:
+            trainer.should_stop = True
 
 
 def _model(trainer: Trainer) -> Any:

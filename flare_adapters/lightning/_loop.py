@@ -16,7 +16,7 @@ def horizon_of(trainer: Trainer) -> str:
 
 
 def fit_length_to(
-    session: LocalSession, trainer: Trainer, *, epochs: int, steps: int
+    session: LocalSession, trainer: Trainer, start: tuple[int, int]
 ) -> None:
     """Set the length of the fit to that of the run.
 
@@ -26,20 +26,27 @@ def fit_length_to(
     Args:
         session: The site's part in the run.
         trainer: Whose fit it is.
-        epochs: Epochs that an earlier fit, resumed from a checkpoint, has played.
-        steps: Its steps.
+        start: The epochs and the steps that were played before the run began, by an
+            earlier fit.
     """
+    epochs, steps = start
     by_steps = session.schedule.unit == "steps"
     total = session.total_length
     trainer.fit_loop.max_epochs = -1 if by_steps else epochs + total
     trainer.fit_loop.epoch_loop.max_steps = steps + total if by_steps else -1
 
 
-def playable(session: LocalSession, trainer: Trainer) -> float:
-    """Return the epochs or steps that the fit will run, as the schedule counts."""
+def playable(session: LocalSession, trainer: Trainer, start: tuple[int, int]) -> float:
+    """Return the epochs or steps that the fit runs from there, as the schedule counts.
+
+    Args:
+        session: The site's part in the run.
+        trainer: Whose fit it is.
+        start: As for `fit_length_to`.
+    """
     by_steps = session.schedule.unit == "steps"
     limit = trainer.max_steps if by_steps else trainer.max_epochs
-    done = trainer.global_step if by_steps else trainer.current_epoch
+    done = start[1] if by_steps else start[0]
     return math.inf if limit is None or limit < 0 else limit - done
 
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from flare_adapters._torch._correction import FedProx
 from flare_adapters._torch._host import Host
+from flare_adapters._torch._metrics import scalars
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import _matches, choose, members
-from flare_adapters._torch._session import scalars
 from flare_adapters._torch._state import fingerprint, frozen, gather, scatter, stays
 from flare_core import ConfigurationError, ModelState, TensorClass, UnsupportedError
 from flare_core.application._policy import matches
