@@ -4,6 +4,7 @@ From the root of the repository::
 
     python -m tests.chaos --runs 200 --seed 1
     python -m tests.chaos --runs 50 --seed 1 --faults 2
+    python -m tests.chaos --runs 30 --seed 1 --loop lightning
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from chaos.report import run
+from chaos.report import LOOPS, run
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=1, help="in each run")
-    parser.add_argument("--loop", default="numpy", help="whose sites")
+    parser.add_argument("--loop", default="numpy", choices=list(LOOPS))
     parser.add_argument("--only", type=int, help="play one of the runs only")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)  # noqa: S311 - to be had again

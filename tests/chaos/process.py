@@ -17,23 +17,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_ARCHIVE = ("application._archive", "Archive")
+_ARCHIVE = ("flare_core.application._archive", "Archive")
+_CHECKPOINT = ("flare_adapters._torch._checkpoint", "RoundCheckpoint")
+_STORE = ("flare_core.application._run_store", "RunStore")
+_SESSION = ("flare_core.communication._session", "Session")
+_DISTRIBUTION = ("flare_core.application._distribution", "Distribution")
+_LINK = ("flare_core.application._zmq_link", "ZmqLink")
 POINTS = {
-    "before commit": ("application._run_store", "RunStore", "committed", "before"),
-    "after commit": ("application._run_store", "RunStore", "committed", "after"),
-    "during fold": ("application._aggregator", "Aggregator", "add", "after"),
-    "before publish": ("application._run_store", "RunStore", "published", "before"),
-    "after publish": ("application._run_store", "RunStore", "published", "after"),
+    "before commit": (*_STORE, "committed", "before"),
+    "after commit": (*_STORE, "committed", "after"),
+    "during fold": ("flare_core.application._aggregator", "Aggregator", "add", "after"),
+    "before publish": (*_STORE, "published", "before"),
+    "after publish": (*_STORE, "published", "after"),
     "before updates are kept": (*_ARCHIVE, "keep_updates", "before"),
     "after updates are kept": (*_ARCHIVE, "keep_updates", "after"),
     "before a model is kept": (*_ARCHIVE, "keep_model", "before"),
     "after a model is kept": (*_ARCHIVE, "keep_model", "after"),
-    "while it serves": ("application._distribution", "Distribution", "serve", "after"),
-    "before hand-in": ("application._zmq_link", "ZmqLink", "_hand_in", "before"),
-    "after hand-in": ("application._zmq_link", "ZmqLink", "_offer", "after"),
-    "during upload": ("communication._session", "Session", "_send_chunks", "after"),
-    "during download": ("communication._session", "Session", "_received", "after"),
-    "before good-bye": ("application._zmq_link", "ZmqLink", "leave", "before"),
+    "while it serves": (*_DISTRIBUTION, "serve", "after"),
+    "before hand-in": (*_LINK, "_hand_in", "before"),
+    "after hand-in": (*_LINK, "_offer", "after"),
+    "during upload": (*_SESSION, "_send_chunks", "after"),
+    "during download": (*_SESSION, "_received", "after"),
+    "before good-bye": (*_LINK, "leave", "before"),
+    "before checkpoint": (*_CHECKPOINT, "begin", "before"),
+    "during checkpoint": (*_CHECKPOINT, "finish", "before"),
+    "after checkpoint": (*_CHECKPOINT, "finish", "after"),
 }
 """Where a process can be killed: module, class, method, and before or after it."""
 
@@ -57,7 +65,7 @@ def main() -> None:
 def _kill_at(point: str, times: int, marker: Path) -> None:
     """Have this process killed at a point, the n-th time that it gets there, once."""
     module, kind, method, when = POINTS[point]
-    owner = getattr(importlib.import_module(f"flare_core.{module}"), kind)
+    owner = getattr(importlib.import_module(module), kind)
     original = getattr(owner, method)
     left = [times]
 

@@ -2,7 +2,9 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 from rich.console import Console
 from rich.table import Table
@@ -12,14 +14,40 @@ from chaos.faults import draw
 from chaos.federation import ROUNDS, SITES, Outcome, play
 
 _FLOATS = 1_000_000
-NUM_BYTES = 4 * _FLOATS
-"""Of the model."""
 _SAID = 10_000
 _HERE = Path(__file__).parent
-LOOPS: dict[str, Sequence[str]] = {
-    "numpy": [str(_HERE / "numpy_site.py"), str(_FLOATS)],
+_SMALL_BYTES = 10_000
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """How the sites train.
+
+    Attributes:
+        command: Their script, with its arguments.
+        num_bytes: Of the model, about.
+        points: Where a site can be killed that only such a loop has.
+    """
+
+    command: Sequence[str]
+    num_bytes: int
+    points: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, framework: str) -> "Loop":
+        """Return that of a framework's script, which saves its rounds."""
+        script = str(_HERE / f"{framework}_site.py")
+        points = ("before checkpoint", "during checkpoint", "after checkpoint")
+        return cls([script], _SMALL_BYTES, points)
+
+
+LOOPS = {
+    "numpy": Loop([str(_HERE / "numpy_site.py"), str(_FLOATS)], 4 * _FLOATS),
+    "lightning": Loop.of("lightning"),
+    "huggingface": Loop.of("huggingface"),
+    "monai": Loop.of("monai"),
 }
-"""The sites' script of each loop, with its arguments."""
 
 
 def run(
@@ -37,16 +65,18 @@ def run(
     console = Console()
     selection = flare.Selection(sites=len(SITES))
     plan = flare.Plan(rounds=ROUNDS, selection=selection, keep_updates=True)
-    command = LOOPS[loop]
-    alone = play(command, plan, [], alone_s=0)
+    of_sites = LOOPS[loop]
+    alone = play(of_sites.command, plan, [], alone_s=0)
     console.print(f"undisturbed: {alone.seconds:.1f} s, blake3 {alone.blake3[:12]}")
     table = Table("faults", "seconds", "starts", "outcome")
     bad = bool(alone.problems)
     for number in range(runs):
-        drawn = [draw(rng, SITES, NUM_BYTES) for _ in range(faults)]
+        drawn = [
+            draw(rng, SITES, of_sites.num_bytes, of_sites.points) for _ in range(faults)
+        ]
         if only not in (None, number + 1):
             continue
-        outcome = play(command, plan, drawn, alone_s=alone.seconds)
+        outcome = play(of_sites.command, plan, drawn, alone_s=alone.seconds)
         words = _words(outcome, alone.blake3)
         bad |= words != "the same model"
         told = "; ".join(map(str, drawn))

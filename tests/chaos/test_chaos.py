@@ -7,16 +7,17 @@ import pytest
 import flare_core as flare
 from chaos.faults import draw
 from chaos.federation import ROUNDS, SITES, Outcome, play
-from chaos.report import LOOPS, NUM_BYTES
+from chaos.report import LOOPS
 
 _RUNS = 20
+_LOOP = LOOPS["numpy"]
 _PLAN = flare.Plan(rounds=ROUNDS, selection=flare.Selection(sites=len(SITES)))
 
 
 @pytest.fixture(scope="module")
 def alone() -> Outcome:
     """The same federation, if nothing happens."""
-    outcome = play(LOOPS["numpy"], _PLAN, [], alone_s=0)
+    outcome = play(_LOOP.command, _PLAN, [], alone_s=0)
     assert outcome.problems == []
     return outcome
 
@@ -25,9 +26,9 @@ def alone() -> Outcome:
 def test_a_federation_ends_with_the_same_model_whatever_happens(
     seed: int, alone: Outcome
 ) -> None:
-    fault = draw(random.Random(seed), SITES, NUM_BYTES)  # noqa: S311 - had again
+    fault = draw(random.Random(seed), SITES, _LOOP.num_bytes)  # noqa: S311 - had again
 
-    outcome = play(LOOPS["numpy"], _PLAN, [fault], alone_s=alone.seconds)
+    outcome = play(_LOOP.command, _PLAN, [fault], alone_s=alone.seconds)
 
     assert outcome.problems == [], outcome.said
     assert outcome.blake3 == alone.blake3, fault
