@@ -1,6 +1,7 @@
 """Folds the updates of a round from their files into that of the next global model."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -17,14 +18,17 @@ from flare_core._model import (
     rounded_once,
 )
 from flare_core._plan import Plan
-from flare_core.application._publication import Publication, Publisher
+from flare_core.application._publication import Memory, Publication, Publisher
 from flare_core.application._spool import Spool
 from flare_core.communication import (
     Frame,
     body,
     file_bytes,
     header,
+    mapped,
+    pack,
     scratch,
+    unpack,
     write_file,
 )
 from flare_core.federation import Each, Fold, Part, Strategy, diverged
@@ -94,7 +98,22 @@ class Aggregator:
             return diverged(self._whose, exc.name)
         finally:
             self.begin_anew()
-        return self._publisher.next(path, stream, before)
+        published = self._publisher.next(path, stream, before)
+        return replace(published, memory=self._remember(number))
+
+    def restore(self, path: Path) -> None:
+        """Have the strategy remember what it knew when a file was written."""
+        self._strategy.restore(unpack(mapped(path), classes={}))
+
+    def _remember(self, number: int) -> Memory | None:
+        """Write down what the strategy remembers, if it does."""
+        state = self._strategy.state()
+        if not state:
+            return None
+        path = self._spool.memory(number)
+        frames = pack(state)
+        size = sum(len(frame) for frame in frames)
+        return Memory(path, write_file(path, size, frames))
 
     def _memory(self, num_bytes: int) -> memoryview:
         """Return the memory of the sums, the same in every round."""

@@ -1,6 +1,7 @@
 """Has the updates of a round folded as soon as they can be, in the cohort's order."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -9,7 +10,8 @@ from flare_core._errors import Refusal
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Plan
 from flare_core.application._aggregator import Aggregator
-from flare_core.application._publication import Publication
+from flare_core.application._publication import Memory, Publication
+from flare_core.application._run_store import check_file
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import SHORT_BYTES
@@ -37,6 +39,7 @@ class Folding:
         worker: Worker,
     ) -> None:
         self._aggregator = Aggregator(plan, layout, strategy, spool, worker.each)
+        self._spool = spool
         self._worker = worker
         self._updates: dict[str, ModelState] = {}
         self._folded: list[str] = []
@@ -50,6 +53,27 @@ class Folding:
         """
         self._worker.small = path.stat().st_size <= SHORT_BYTES
         return self._aggregator.first(path, stream)
+
+    def resume(self, number: int, stream: bytes, memory: bytes) -> Publication:
+        """Go on from a model that an earlier server has published.
+
+        Args:
+            number: Of the round that starts from it.
+            stream: The XXH3-128 of its file.
+            memory: That of what the strategy remembers; empty if that is nothing.
+
+        Raises:
+            ConfigurationError: If one of the files is damaged.
+        """
+        path = self._spool.model(number)
+        check_file(path, f"the global model of round {number}", stream)
+        model = self.first(path, stream)
+        if not memory:
+            return model
+        beside = self._spool.memory(number)
+        check_file(beside, f"what the strategy remembers in round {number}", memory)
+        self._aggregator.restore(beside)
+        return replace(model, memory=Memory(beside, memory))
 
     def begin(self) -> None:
         """Forget the updates of the round before."""

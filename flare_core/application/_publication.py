@@ -62,6 +62,20 @@ class ServedFile:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """What the strategy remembers beside a global model, on the disk.
+
+    Attributes:
+        path: Its file.
+        digest: The XXH3-128 of the file.
+    """
+
+    path: Path
+    digest: bytes
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Publication:
     """A global model, and perhaps a shorter way to it.
 
@@ -72,6 +86,7 @@ class Publication:
         base: The stream of that one.
         error: Relative error of the encoding, before the decoded model became the
             global one.
+        memory: What the strategy remembers, if it does.
     """
 
     model: ServedFile
@@ -79,6 +94,7 @@ class Publication:
     delta: ServedFile | None = None
     base: bytes = b""
     error: float = 0.0
+    memory: Memory | None = None
 
     @property
     def wire_bytes(self) -> int:
@@ -108,7 +124,7 @@ class Publication:
 
     def discard(self) -> None:
         """Remove its files; who has mapped them keeps what is in them."""
-        for file in (self.model, self.delta):
+        for file in (self.model, self.delta, self.memory):
             if file is not None:
                 file.path.unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import final
 
 from flare_core._errors import Refusal
@@ -30,7 +29,6 @@ from flare_core.application._run_store import (
     Kept,
     KeptUpdate,
     RunStore,
-    check_model,
 )
 from flare_core.application._spool import Spool
 from flare_core.application._waiting import Waiting
@@ -133,7 +131,8 @@ class Rounds:
         """Start from the weights of a site."""
         path = initial.parcel.path
         assert path is not None  # noqa: S101 - only a later one may be short
-        self._publish(self._first(path, initial.stream, initial.layout), 0, None)
+        folding = self._folds(initial.layout)
+        self._publish(folding.first(path, initial.stream), 0, None)
 
     def resume(self, kept: Kept, layout: Layout) -> None:
         """Go on in the round that another server was in.
@@ -147,9 +146,7 @@ class Rounds:
         """
         number = kept.number
         assert number is not None  # noqa: S101 - else there is no round
-        path = self._spool.model(number)
-        check_model(path, number, kept.stream)
-        model = self._first(path, kept.stream, layout)
+        model = self._folds(layout).resume(number, kept.stream, kept.memory)
         invited = {
             name
             for name, standing in kept.sites.items()
@@ -274,12 +271,12 @@ class Rounds:
         assert self._folding is not None  # noqa: S101 - there is a model
         return self._folding
 
-    def _first(self, path: Path, stream: bytes, layout: Layout) -> Publication:
-        """Return the model that this server starts from."""
+    def _folds(self, layout: Layout) -> Folding:
+        """Return what has updates of a layout folded, from now on."""
         self._folding = Folding(
             self._plan, layout, self._strategy, self._spool, self._worker
         )
-        return self._folding.first(path, stream)
+        return self._folding
 
     def _restore(self, update: KeptUpdate) -> None:
         """Look at an update that was committed before this server was started."""
@@ -341,7 +338,6 @@ class Rounds:
         self, model: Publication, number: int, record: RoundRecord | None
     ) -> None:
         """Keep a model, and open the round that starts from it."""
-        file = model.model
 
         def opened() -> None:
             before = self._model
@@ -358,10 +354,7 @@ class Rounds:
             if self._round is not None:
                 self._look_whether_it_waits(self._round)
 
-        self._ledger.write(
-            lambda store: store.published(number, file.path, file.stream, record),
-            opened,
-        )
+        self._ledger.write(lambda store: store.published(number, model, record), opened)
 
     def _open(self, model: Publication, number: int, invited: set[str]) -> None:
         """Wait for the updates of a round."""

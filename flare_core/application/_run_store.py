@@ -18,6 +18,7 @@ from flare_core._errors import ConfigurationError
 from flare_core._model import Metrics
 from flare_core.application._archive import sync
 from flare_core.application._events import RoundRecord, SiteReport
+from flare_core.application._publication import Publication
 from flare_core.communication import Join, Offer, Parcel, mapped
 
 _FORMAT = 1
@@ -33,8 +34,8 @@ CREATE TABLE IF NOT EXISTS updates (
     file TEXT NOT NULL, digest BLOB NOT NULL, report BLOB NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS models (
-    number INTEGER PRIMARY KEY, stream BLOB NOT NULL, blake3 TEXT NOT NULL,
-    record BLOB
+    number INTEGER PRIMARY KEY, stream BLOB NOT NULL, memory BLOB NOT NULL,
+    blake3 TEXT NOT NULL, record BLOB
 ) STRICT;
 """
 _T = TypeVar("_T")
@@ -83,6 +84,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
         sites: Those who have joined, by name.
         number: The round that is played; None if none was.
         stream: The XXH3-128 of the model that it starts from.
+        memory: The XXH3-128 of what the strategy remembers beside it; empty if that
+            is nothing.
         blake3: Hash of that model, if it was on record.
         record: Of the round before, if it has to be put on record yet.
         records: Of the rounds before that are on record, in order.
@@ -92,6 +95,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     sites: Mapping[str, Standing]
     number: int | None
     stream: bytes
+    memory: bytes
     blake3: str
     record: RoundRecord | None
     records: list[RoundRecord]
@@ -187,23 +191,24 @@ class RunStore:
         )
 
     def published(
-        self, number: int, path: Path, stream: bytes, record: RoundRecord | None
+        self, number: int, model: Publication, record: RoundRecord | None
     ) -> None:
         """Keep a global model: from here on its round is played, not the one before.
 
         Args:
             number: The round that starts from it.
-            path: Its file.
-            stream: The XXH3-128 of the file.
+            model: It.
             record: Of the round that it came out of.
         """
-        sync(path)
-        sync(path.parent)
+        file, memory = model.model, model.memory
+        for path in filter(None, (file.path, memory and memory.path, file.path.parent)):
+            sync(path)
         encoded = None if record is None else msgspec.msgpack.encode(record)
         with self._transaction():
             self._db.execute("DELETE FROM updates")
             self._db.execute(
-                "INSERT INTO models VALUES (?, ?, '', ?)", (number, stream, encoded)
+                "INSERT INTO models VALUES (?, ?, ?, '', ?)",
+                (number, file.stream, memory.digest if memory else b"", encoded),
             )
 
     def recorded(self, number: int, blake3: str, record: RoundRecord | None) -> None:
@@ -249,16 +254,19 @@ class RunStore:
         if not sites:
             return None
         models = self._db.execute(
-            "SELECT number, stream, blake3, record FROM models ORDER BY number"
+            "SELECT number, stream, memory, blake3, record FROM models ORDER BY number"
         ).fetchall()
         played = [
             (blake3, _decoded(encoded, RoundRecord)) for *_, blake3, encoded in models
         ]
-        number, stream, blake3, _ = models[-1] if models else (None, b"", "", None)
+        number, stream, memory, blake3, _ = (
+            models[-1] if models else (None, b"", b"", "", None)
+        )
         return Kept(
             sites=sites,
             number=number,
             stream=stream,
+            memory=memory,
             blake3=blake3,
             record=played[-1][1] if played and not blake3 else None,
             records=[one for known, one in played if known and one is not None],
@@ -302,18 +310,18 @@ def digest_of(path: Path) -> bytes:
     return xxhash.xxh3_128_digest(mapped(path))
 
 
-def check_model(path: Path, number: int, stream: bytes) -> None:
-    """Raise if the file of a global model is not what it was.
+def check_file(path: Path, what: str, stream: bytes) -> None:
+    """Raise if a file is not what it was.
 
     Args:
         path: The file.
-        number: Of the round that starts from it.
+        what: It is, in words.
         stream: Its XXH3-128.
 
     Raises:
         ConfigurationError: If it is damaged, or gone.
     """
-    what = f"the global model of round {number}, {path},"
+    what = f"{what}, {path},"
     try:
         found = digest_of(path)
     except OSError as exc:

@@ -54,6 +54,9 @@ def _file_faults(files: Spool, kept: Kept) -> Iterator[str]:
     if kept.number is not None:
         what = f"the global model of round {kept.number}"
         yield from _fault(what, files.model(kept.number), kept.stream)
+        if kept.memory:
+            what = f"what the strategy remembers in round {kept.number}"
+            yield from _fault(what, files.memory(kept.number), kept.memory)
     for update in kept.updates:
         if update.file:
             path = files.update(update.site, encoded=False)

@@ -35,16 +35,21 @@ class Spool:
             number: Of the round whose model is kept, and the updates; None if there is
                 none.
         """
-        kept = None if number is None else self.model(number)
-        for pattern in ("global-*", f"{_UPDATES}/*"):
-            for path in self.folder.glob(pattern):
-                complete = path.suffix == ".safetensors" and path.parent != self.folder
-                if path != kept and not (complete and kept):
-                    path.unlink()
+        kept: set[Path] = set()
+        if number is not None:
+            updates = (self.folder / _UPDATES).glob("*.safetensors")
+            kept = {self.model(number), self.memory(number), *updates}
+        for pattern in ("global-*", "strategy-*", f"{_UPDATES}/*"):
+            for path in set(self.folder.glob(pattern)) - kept:
+                path.unlink()
 
     def model(self, number: int) -> Path:
         """Return the file of the global model that a round starts from."""
         return self.folder / f"global-{number}.safetensors"
+
+    def memory(self, number: int) -> Path:
+        """Return the file of what the strategy remembers beside that model."""
+        return self.folder / f"strategy-{number}.safetensors"
 
     def update(self, site: str, *, encoded: bool) -> Path:
         """Return the file of a site's update, the same in every round.

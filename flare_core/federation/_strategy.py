@@ -2,7 +2,7 @@
 
 from typing import Protocol, final
 
-from flare_core._model import Array
+from flare_core._model import Array, ModelState
 from flare_core._plan import StrategySettings
 from flare_core.federation._fold import Part
 
@@ -28,6 +28,22 @@ class Strategy(Protocol):
         """
         ...
 
+    def state(self) -> ModelState:
+        """Return what it remembers from round to round, such as moments; or nothing.
+
+        Called after each round; it is kept with the global model, whole, so that a
+        server that is started again goes on with it.
+        """
+        ...
+
+    def restore(self, state: ModelState) -> None:
+        """Remember what `state` had returned, before a server was started again.
+
+        Args:
+            state: Its arrays are only to be read, and not to be kept.
+        """
+        ...
+
 
 @final
 class FedAvg:
@@ -46,3 +62,10 @@ class FedAvg:
         """Return the mean."""
         del part, current
         return mean
+
+    def state(self) -> ModelState:
+        """Return nothing: the global model is all that it goes on from."""
+        return ModelState({})
+
+    def restore(self, state: ModelState) -> None:
+        """Do nothing."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import final
 
 import msgspec
+import numpy as np
 import pytest
 
 import flare_core as flare
@@ -190,3 +191,70 @@ def test_a_store_of_another_run_is_named(game: _Game, deployed: Deployment) -> N
     assert "is of run 'other'" in error
     assert "was the folder copied, or flare-adapters changed?" in error
     _give_up(game, deployed)
+
+
+_MOMENTUM = '''
+import numpy as np
+
+from flare_core import ModelState
+
+
+class Momentum:
+    """FedAvgM: the step of each round, and nine tenths of the ones before."""
+
+    def __init__(self, settings):
+        self._velocity = {}
+
+    def step(self, part, current, mean):
+        velocity = self._velocity.setdefault(part.spec.name, np.zeros(part.spec.shape))
+        own = velocity.reshape(-1)[part.start : part.stop]
+        own[...] = 0.9 * own + (mean - current)
+        return current + own
+
+    def state(self):
+        return ModelState(self._velocity)
+
+    def restore(self, state):
+        self._velocity = {name: np.array(array) for name, array in state.items()}
+'''
+
+
+@pytest.fixture
+def momentum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a strategy with a memory, which another package brings along."""
+    package = tmp_path / "momentum-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: momentum\n")
+    points = "[flare_core.strategies]\nmomentum = a_momentum_strategy:Momentum\n"
+    (package / "entry_points.txt").write_text(points)
+    (tmp_path / "a_momentum_strategy.py").write_text(_MOMENTUM)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "momentum"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_a_strategy_remembers_outlives_the_server(
+    *, restart: bool, momentum: str, deployed: Deployment, pool: ThreadPoolExecutor
+) -> None:
+    deployed.member("a")
+    strategy = flare.StrategySettings(name=momentum)
+    deployed.create("demo", flare.Plan(rounds=4, strategy=strategy))
+    in_round_2, may_go_on = threading.Event(), threading.Event()
+
+    def train(current: flare.ClientRound) -> Local:
+        if current.number == 2:
+            in_round_2.set()
+            assert may_go_on.wait(WAIT_S)
+        return {"w": current.weights["w"] + np.float32(1)}, 1
+
+    site = pool.submit(play, deployed.site("a", "demo"), _LARGE, train)
+    assert in_round_2.wait(WAIT_S)
+    if restart:
+        deployed.stop()
+        deployed.start()
+    may_go_on.set()
+
+    # each round adds one, and nine tenths of what the round before has added
+    final = site.result(WAIT_S)["w"][0]
+    assert final == pytest.approx(1 + 1.9 + 2.71 + 3.439)
+    assert deployed.ended("demo").state == "finished"
