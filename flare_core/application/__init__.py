@@ -10,7 +10,7 @@ from flare_core.application._audit_check import (
     verify_audit,
 )
 from flare_core.application._client import Client, ClientRound, join
-from flare_core.application._databases import copied, database_faults
+from flare_core.application._databases import copied, database_faults, transaction
 from flare_core.application._desk import Asker, Desk
 from flare_core.application._events import (
     Event,
@@ -88,5 +88,6 @@ __all__ = [
     "run_store_faults",
     "secured_as",
     "signing_fault",
+    "transaction",
     "verify_audit",
 ]

@@ -11,7 +11,6 @@ started again drops what is about the round that it plays and later ones, and fi
 the rest.
 """
 
-import os
 import shutil
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from blake3 import blake3
 from flare_core._errors import ConfigurationError
 from flare_core._model import Layout, ModelState, TensorClass
 from flare_core.application._publication import blake3_of
-from flare_core.communication import fill_file, pack
+from flare_core.communication import fill_file, pack, sync
 
 INDEX = "kept.jsonl"
 FOLDER = "kept"
@@ -261,15 +260,6 @@ def link_file(source: Path, path: Path) -> None:
         shutil.copyfile(source, unfinished)
     unfinished.replace(path)
     unfinished.unlink(missing_ok=True)  # it stays if both were the same file before
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, would survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lines(entries: Iterable[Entry]) -> bytes:

@@ -1,4 +1,4 @@
-"""Looks at a database of ours without a change to it, or to the files beside it."""
+"""Databases of ours: written to all or nothing, looked at without a change."""
 
 import shutil
 import sqlite3
@@ -29,6 +29,18 @@ def copied(path: Path) -> Generator[Path]:
         if log.exists():
             shutil.copyfile(log, copy.with_name(log.name))
         yield copy
+
+
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Generator[None]:
+    """Have all that is written in the block kept, or nothing of it."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
 
 
 def database_faults(path: Path, schema: str) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """A global model as the server holds it: files, mapped, the same bytes for all."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,12 +182,3 @@ class Publisher:
 def blake3_of(path: Path) -> str:
     """Return the BLAKE3 of a file, in hexadecimal."""
     return blake3().update_mmap(path).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file would survive a loss of power; one that is gone need not."""
-    try:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    except FileNotFoundError:
-        return

@@ -40,6 +40,7 @@ from flare_core.communication import (
     Offer,
     Parcel,
     Want,
+    sync,
 )
 from flare_core.federation import Round, Strategy
 
@@ -351,6 +352,8 @@ class Rounds:
             self._on_record.put(model, number, record)
             if before is not None:
                 self._worker.do_aside(before.discard)
+            if self.finished:
+                self._worker.do_aside(partial(sync, model.model.path))
             if self._round is not None:
                 self._look_whether_it_waits(self._round)
 

@@ -6,8 +6,7 @@ from what its sites were told, or from a moment before that they will repeat.
 """
 
 import sqlite3
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -16,10 +15,10 @@ import xxhash
 
 from flare_core._errors import ConfigurationError
 from flare_core._model import Metrics
-from flare_core.application._archive import sync
+from flare_core.application._databases import transaction
 from flare_core.application._events import RoundRecord, SiteReport
 from flare_core.application._publication import Publication
-from flare_core.communication import Join, Offer, Parcel, mapped
+from flare_core.communication import Join, Offer, Parcel, mapped, sync
 
 _FORMAT = 1
 NAME = "run.sqlite"
@@ -146,7 +145,7 @@ class RunStore:
 
     def gathered(self, sites: Mapping[str, Join]) -> None:
         """Keep who takes part: all have joined."""
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("DELETE FROM sites")
             for name, join in sites.items():
                 self._enter(name, join, since=0)
@@ -204,7 +203,7 @@ class RunStore:
         for path in filter(None, (file.path, memory and memory.path, file.path.parent)):
             sync(path)
         encoded = None if record is None else msgspec.msgpack.encode(record)
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("DELETE FROM updates")
             self._db.execute(
                 "INSERT INTO models VALUES (?, ?, ?, '', ?)",
@@ -293,16 +292,6 @@ class RunStore:
             "INSERT OR REPLACE INTO sites VALUES (?, ?, ?, 1, 0, NULL)",
             (site, msgspec.msgpack.encode(join), since),
         )
-
-    @contextmanager
-    def _transaction(self) -> Generator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
 
 def digest_of(path: Path) -> bytes:

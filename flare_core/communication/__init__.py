@@ -15,6 +15,7 @@ from flare_core.communication._files import (
     let_go,
     mapped,
     scratch,
+    sync,
     write_file,
 )
 from flare_core.communication._mailbox import CorruptedError, Mailbox, Parcel
@@ -208,6 +209,7 @@ __all__ = [
     "most_bytes",
     "pack",
     "scratch",
+    "sync",
     "unpack",
     "write_file",
 ]

@@ -137,6 +137,15 @@ def _lender(array: object) -> object:
     return cast("object", array.obj) if isinstance(array, memoryview) else array
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, would survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def scratch(folder: Path, num_bytes: int) -> memoryview:
     """Return zeros to write to, of any size: a file nobody else sees, mapped.
 

@@ -23,6 +23,7 @@ import xxhash
 from flare_core._errors import ConfigurationError
 from flare_core._model import Array, Layout
 from flare_core.communication._encodings._disk import on_disk
+from flare_core.communication._files import sync
 
 _DOUBLE = np.dtype("<f8")
 _PREFIX_BYTES = 12
@@ -65,7 +66,7 @@ class Residual:
             return
         with on_disk(self._path):
             self._next_path.replace(self._path)
-            _sync_folder(self._path.parent)
+            sync(self._path.parent)
         self._complete = False
 
     @contextmanager
@@ -183,12 +184,3 @@ def _append(file: IO[bytes], content: bytes) -> None:
 def _prefix(content: bytes) -> bytes:
     digest = xxhash.xxh3_64_intdigest(content).to_bytes(8, "little")
     return len(content).to_bytes(_LENGTH_BYTES, "little") + digest
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the folder itself would survive a loss of power."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

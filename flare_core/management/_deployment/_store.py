@@ -2,8 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -12,6 +11,7 @@ import msgspec
 
 from flare_core._errors import ConfigurationError
 from flare_core._plan import Plan
+from flare_core.application import transaction
 from flare_core.communication import Member, Role, RunInfo, State
 
 SCHEMA = """
@@ -123,7 +123,7 @@ class Store:
     def enrol(self, name: str, role: Role, key: str) -> None:
         """Make somebody a member, and all invitations for him void, in one step."""
         now = time.time()
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute(
                 "INSERT INTO members VALUES (?, ?, ?, NULL) ON CONFLICT (name) "
                 "DO UPDATE SET role = excluded.role, since = excluded.since, "
@@ -144,7 +144,7 @@ class Store:
     def add_key(self, name: str, key: str, *, old_until: float) -> None:
         """Give a member another key; the ones before expire, or are gone."""
         now = time.time()
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute(
                 "DELETE FROM keys WHERE name = ? AND expires <= ?", (name, now)
             )
@@ -158,7 +158,7 @@ class Store:
 
     def revoke(self, name: str) -> None:
         """End a member's keys, and invitations that are open for him."""
-        with self._transaction():
+        with transaction(self._db):
             now = time.time()
             self._db.execute(
                 "UPDATE members SET revoked = ? WHERE name = ?", (now, name)
@@ -211,13 +211,3 @@ class Store:
             )
             for name, plan, creator, created, state, rounds, blake3, error in rows
         ]
-
-    @contextmanager
-    def _transaction(self) -> Generator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
