@@ -267,15 +267,15 @@ def test_a_site_that_is_killed_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "unit"),
     [
-        {"kind": DeterministicEngine},
-        {"data": lambda: rows(num_workers=2)},
-        {"data": lambda: rows(0, num_workers=1, persistent_workers=True)},
-        {"data": lambda: rows(generator=torch.Generator().manual_seed(5))},
-        {"data": endless, "epoch_length": 5},
-        {"epoch_length": 4},
-        {"prepare": cut_epochs_short},
+        ({"kind": DeterministicEngine}, "steps"),
+        ({"data": lambda: rows(num_workers=2)}, "steps"),
+        ({"data": lambda: rows(0, num_workers=1, persistent_workers=True)}, "epochs"),
+        ({"data": lambda: rows(generator=torch.Generator().manual_seed(5))}, "steps"),
+        ({"data": endless, "epoch_length": 5}, "epochs"),
+        ({"epoch_length": 4}, "steps"),
+        ({"prepare": cut_epochs_short}, "steps"),
     ],
     ids=[
         "deterministic",
@@ -283,11 +283,10 @@ def test_a_site_that_is_killed_goes_on_where_it_was(
         "persistent-workers",
         "generator",
         "endless",
+        "epoch-length",
         "short-epochs",
-        "epochs-cut-short",
     ],
 )
-@pytest.mark.parametrize("unit", ["epochs", "steps"])
 def test_whatever_the_data_come_from_they_go_on_where_they_were(
     settings: dict[str, Any], unit: str, runs: Runs
 ) -> None:
