@@ -12,6 +12,9 @@ from flare_core.management._run_folder import RunFolder, fresh_folder
 from flare_core.management._signals import interrupts
 from flare_core.management._simulation import Simulation
 
+_PATIENCE_S = 60.0
+"""A simulated server does not come back: what it leaves behind is to end soon."""
+
 
 def simulate(
     script: Path,
@@ -90,7 +93,12 @@ def sites_of(count: int) -> list[Site]:
     """Return the sites of a simulation: their order by name is that by index."""
     width = len(str(count))
     return [
-        Site(name=f"site-{index + 1:0{width}d}", index=index, count=count)
+        Site(
+            name=f"site-{index + 1:0{width}d}",
+            index=index,
+            count=count,
+            patience_s=_PATIENCE_S,
+        )
         for index in range(count)
     ]
 
