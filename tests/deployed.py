@@ -260,7 +260,8 @@ class Deployment:
 
     def audit_of(self, home: Path) -> list[AuditLine]:
         """Return all that a member has written down."""
-        return [msgspec.json.decode(line) for line in audit_lines(home)]
+        lines = audit_lines(home)  # the last one may be written just now
+        return [msgspec.json.decode(line) for line in lines if line.endswith(b"\n")]
 
     def audited(self, event: str, **facts: object) -> AuditLine:
         """Wait until the server has written something down, and return it.
