@@ -27,12 +27,14 @@ class Guests:
         self._welcomed: set[str] = set()
         self._refused: dict[str, Refused] = {}
 
-    def greet(self, site: str) -> None:
-        """Send the plan to a site."""
+    def greet(self, site: str) -> bool:
+        """Send the plan to a site; tell whether something of it was refused."""
         self._welcomed.add(site)
         self._send(site, self._welcome)
-        if refused := self._refused.get(site):  # it may have been lost on its way
+        refused = self._refused.get(site)
+        if refused is not None:  # it may have been lost on its way
             self._send(site, refused)
+        return refused is not None
 
     def refuse(self, refusal: Refusal) -> None:
         """Tell a site, and the record, that something of it is not accepted."""

@@ -157,9 +157,9 @@ class Run:
         """
         if not again:
             self._guests.forgive(site)
-        elif site in self.lobby.gone:
+        refused = self._guests.greet(site)
+        if again and not refused and site in self.lobby.gone:
             self._come_back(site, self.lobby.joined[site])
-        self._guests.greet(site)
 
     def receive(self, site: str, message: ToServer | Chunk) -> None:
         """Take a message of a site that has said hello."""

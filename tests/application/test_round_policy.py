@@ -126,7 +126,7 @@ def test_a_late_update_counts_in_the_next_round_as_the_step_that_it_is(
     pool: ThreadPoolExecutor,
     site_file: SiteFile,
 ) -> None:
-    policy = RoundPolicy(grace_s=3, late_weight=0.5)
+    policy = RoundPolicy(grace_s=5, late_weight=0.5)
     wanted = _with(
         plan(rounds=2, quorum=1), round=policy, encoding=flare.Encoding(up=up)
     )
