@@ -26,16 +26,19 @@ from flare_core.application._on_record import OnRecord
 from flare_core.application._opening import Initial
 from flare_core.application._publication import Publication
 from flare_core.application._round_report import RoundReport
-from flare_core.application._run_store import (
-    Kept,
-    KeptUpdate,
-    RunStore,
-    check_model,
-)
+from flare_core.application._run_store import Kept, KeptUpdate, RunStore, check_model
 from flare_core.application._spool import Spool
 from flare_core.application._waiting import Waiting
 from flare_core.application._worker import Worker
-from flare_core.communication import INITIAL, Aborted, Committed, Offer, Parcel, Want
+from flare_core.communication import (
+    INITIAL,
+    Aborted,
+    Again,
+    Committed,
+    Offer,
+    Parcel,
+    Want,
+)
 from flare_core.federation import Round, Strategy
 
 
@@ -288,6 +291,8 @@ class Rounds:
         current: Round,
         weights: ModelState | Refusal,
     ) -> None:
+        if self._intake.looked(parcel.site):
+            self._send(parcel.site, Again())
         if isinstance(weights, Refusal):
             self._intake.ask_again(weights)
             if parcel.site in self._lobby.gone:
