@@ -11,6 +11,8 @@ import pytest
 import flare_core as flare
 from deployed import Deployment
 from flare_core.communication import (
+    Aborted,
+    Again,
     Bye,
     Chunk,
     Committed,
@@ -19,10 +21,21 @@ from flare_core.communication import (
     Offer,
     Ping,
     Pong,
+    Propose,
     Start,
     pack,
 )
-from site_scripts import WAIT_S, Local, Stranger, add, model, plan, play, stream_id
+from site_scripts import (
+    WAIT_S,
+    Local,
+    Stranger,
+    add,
+    hello,
+    model,
+    plan,
+    play,
+    stream_id,
+)
 
 _LONG = 10_000
 """Too large to go along with what announces it: updates are files."""
@@ -47,6 +60,24 @@ def _started(peer: Stranger) -> Start:
     while not isinstance(message := peer.hear(), Start):
         assert isinstance(message, Notice)
     return message
+
+
+def test_who_waits_for_a_sites_name_is_told_when_the_run_ends_meanwhile(
+    deployed: Deployment,
+) -> None:
+    deployed.member("b")
+    deployed.create("demo", plan(sites=1))
+    with closing(deployed.peer("b")) as silent, closing(deployed.peer("b")) as other:
+        silent.join("b", _LAYOUT)
+        assert isinstance(silent.hear(), Propose)
+        other.say(hello("b"))
+        assert isinstance(silent.hear(), Ping)  # is it there still?
+
+        deployed.end("demo")
+
+        assert isinstance(other.hear(), Again)
+        other.say(hello("b"))
+        assert isinstance(other.hear(), Aborted)
 
 
 def test_a_site_that_comes_back_cannot_write_over_its_update_that_is_in(
