@@ -109,8 +109,9 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     def weights(self) -> dict[str, int]:
         """Examples of each site in the round before; none before round 0."""
         before = self.record or (self.records[-1] if self.records else None)
-        sites = before.sites if before else {}
-        return {name: one.num_examples for name, one in sites.items()}
+        if before is None:
+            return {}
+        return {name: one.num_examples for name, one in before.sites.items()}
 
 
 @final
