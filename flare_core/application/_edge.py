@@ -88,6 +88,11 @@ class Edge:
         if self._encoding.up == "topk" and self._base is not None:
             self._residual.commit()
 
+    def accepted_earlier(self) -> None:
+        """Note the same of what left an earlier process of this site last."""
+        if self._encoding.up == "topk":
+            self._residual.commit_earlier()
+
     def short_cut(self, start: Start) -> Delta | None:
         """Return the shorter way to a global model, if it begins where the site is."""
         delta = start.delta

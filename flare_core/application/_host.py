@@ -256,6 +256,9 @@ class Host:
             self._let_in(stage, hello, peer)
 
     def _let_in(self, stage: Stage, hello: Hello, peer: bytes) -> None:
+        if stage.run.over:  # it ended while a site's name was contested
+            self.reply(peer, Again())
+            return
         known = self._sessions.of_site(stage.name, hello.site)
         again = known is not None and (known.hello is None or known.is_of(hello))
         self._sessions.open(stage, hello, peer)

@@ -62,6 +62,8 @@ class Intake:
         self._share = share
         self._mailbox = Mailbox()
         self._awaited: set[str] = set()
+        self._looked_at: dict[str, Offer] = {}
+        self._turned_away: set[str] = set()
         self._round_number = INITIAL
         self._layout = Layout(())
         self._base: Publication | None = None
@@ -89,6 +91,9 @@ class Intake:
         self._awaited = set(sites)
         self._layout = layout
         self._base = base
+        for site, offer in self._mailbox.underway():
+            if not self.is_late(offer):
+                self._mailbox.forget(site)
 
     def expect(self, site: str) -> None:
         """Wait for weights of one more site."""
@@ -115,9 +120,17 @@ class Intake:
         return self._mailbox.has(site, offer.stream)
 
     def awaits(self, site: str, offer: Offer) -> bool:
-        """Return whether what is offered is waited for."""
+        """Return whether what is offered is waited for.
+
+        Nothing is of a site while another update of it is looked at: both would be one
+        file.  `looked` tells whether something was turned away for that reason.
+        """
         in_time = offer.round_number == self._round_number
-        return site in self._awaited and (in_time or self._is_late(offer))
+        awaited = site in self._awaited and (in_time or self.is_late(offer))
+        if awaited and site in self._looked_at:
+            self._turned_away.add(site)
+            return False
+        return awaited
 
     def open(self, site: str, offer: Offer) -> Refusal | None:
         """Begin to receive what is offered; return why not if it cannot be right."""
@@ -154,9 +167,13 @@ class Intake:
         return parcel
 
     def inspection(self, parcel: Parcel) -> Inspect:
-        """Return what looks at weights that have arrived, before they count."""
+        """Return what looks at weights that have arrived, before they count.
+
+        Then `looked` is to be called.
+        """
+        self._looked_at[parcel.site] = parcel.offer
         base, moved_to = self._base, None
-        if self._is_late(parcel.offer):
+        if self.is_late(parcel.offer):
             base, moved_to = self._before, self._base
         look = _Look(
             encoding=self._encoded,
@@ -167,13 +184,25 @@ class Intake:
         )
         return partial(look.at, parcel)
 
+    def looked(self, site: str) -> bool:
+        """Note that weights were looked at; return whether others came meanwhile."""
+        del self._looked_at[site]
+        came = site in self._turned_away
+        self._turned_away.discard(site)
+        return came
+
+    def is_late(self, offer: Offer) -> bool:
+        """Return whether weights come a round late, and count all the same."""
+        late = offer.round_number == self._round_number - 1
+        return late and self._before is not None
+
     def counted(self, parcel: Parcel) -> Parcel:
         """Return an update as it counts, once it was looked at.
 
         Its file is the decoded one; a late one answers the round that it counts in.
         """
         parcel, offer = parcel.plain, parcel.offer
-        if not self._is_late(offer):
+        if not self.is_late(offer):
             return parcel
         share = round(offer.num_examples * (self._late_weight or 1))
         offer = msgspec.structs.replace(
@@ -183,6 +212,9 @@ class Intake:
 
     def sends(self, site: str) -> bool:
         """Return whether a site is about to hand in what will count, though late."""
+        looked_at = self._looked_at.get(site)
+        if looked_at is not None and self.is_late(looked_at):
+            return True
         return self._before is not None and self._mailbox.receives(site)
 
     def wants(self) -> Iterator[tuple[str, Want]]:
@@ -203,18 +235,13 @@ class Intake:
         """How what is waited for travels."""
         return "none" if self._base is None else self._encoding
 
-    def _is_late(self, offer: Offer) -> bool:
-        """Return whether weights come a round late, and count all the same."""
-        late = offer.round_number == self._round_number - 1
-        return late and self._before is not None
-
     def _ill_offered(self, site: str, offer: Offer) -> Refusal | None:
         if offer.layout is not None:
             refusal = misfit(site, offer.layout, self._layout)
             return refusal or _refusal(site, "no layout", "the one it joined with")
         exact = file_bytes(self._layout)
         base = b""
-        model = self._before if self._is_late(offer) else self._base
+        model = self._before if self.is_late(offer) else self._base
         if self._encoded != "none" and model is not None:
             base = model.model.stream
         if offer.base != base:

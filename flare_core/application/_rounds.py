@@ -25,17 +25,14 @@ from flare_core.application._on_record import OnRecord
 from flare_core.application._opening import Initial
 from flare_core.application._publication import Publication
 from flare_core.application._round_report import RoundReport
-from flare_core.application._run_store import (
-    Kept,
-    KeptUpdate,
-    RunStore,
-)
+from flare_core.application._run_store import Kept, KeptUpdate, RunStore
 from flare_core.application._spool import Spool
 from flare_core.application._waiting import Waiting
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     INITIAL,
     Aborted,
+    Again,
     Committed,
     Offer,
     Parcel,
@@ -148,18 +145,15 @@ class Rounds:
         number = kept.number
         assert number is not None  # noqa: S101 - else there is no round
         model = self._folds(layout).resume(number, kept.stream, kept.memory)
-        invited = {
-            name
-            for name, standing in kept.sites.items()
-            if standing.present and standing.since <= number
-        }
-        self._open(model, number, invited | {one.site for one in kept.updates})
-        before = kept.record or (kept.records[-1] if kept.records else None)
-        if before is not None:
-            self.weights = {n: one.num_examples for n, one in before.sites.items()}
+        current = self._open(model, number, kept.cohort)
+        self.weights = kept.weights
+        for site in self._lobby.gone.keys() - {one.site for one in kept.updates}:
+            self._do_without(site, current)
         for update in kept.updates:
-            self._restore(update)
+            self._restore(update, current)
         self._on_record.put(model, number, kept.record)
+        self._look_whether_it_waits(current)
+        self._go_on(current)
 
     def announce(self, site: str) -> None:
         """Tell a site of the global model, unless its update is in already."""
@@ -210,7 +204,8 @@ class Rounds:
         if site not in current.cohort and not self._waiting.reason:
             return current.number + 1
         current.invite(site)
-        self._intake.expect(site)
+        if site in current.missing:  # else it is in, and nothing may change it
+            self._intake.expect(site)
         self._look_whether_it_waits(current)
         return current.number
 
@@ -224,7 +219,7 @@ class Rounds:
         least = self._plan.selection.least
         none_follows = not last and len(self._lobby.present) < least
         if not self._patient and (current.short_by or none_follows):
-            self._give_up(current, why, site)
+            self._failed(self._waiting.in_vain(current, why), site)
             return
         self._look_whether_it_waits(current)
         self._go_on(current)
@@ -279,25 +274,37 @@ class Rounds:
         )
         return self._folding
 
-    def _restore(self, update: KeptUpdate) -> None:
+    def _restore(self, update: KeptUpdate, current: Round) -> None:
         """Look at an update that was committed before this server was started."""
         parcel = self._intake.restored(update)
         if parcel is not None:
-            self._worker.do(
-                self._intake.inspection(parcel), partial(self._restored, parcel, update)
-            )
+            restored = partial(self._restored, parcel, update, current)
+            self._worker.do(self._intake.inspection(parcel), restored)
+        elif update.site in self._lobby.gone:
+            self._do_without(update.site, current)
 
     def _restored(
-        self, parcel: Parcel, update: KeptUpdate, weights: ModelState | Refusal
+        self,
+        parcel: Parcel,
+        update: KeptUpdate,
+        current: Round,
+        weights: ModelState | Refusal,
     ) -> None:
-        current = self._round
-        assert current is not None  # noqa: S101 - it waits for this
+        if self._intake.looked(parcel.site):
+            self._send(parcel.site, Again())
         if isinstance(weights, Refusal):
             self._intake.ask_again(weights)
+            if parcel.site in self._lobby.gone:
+                self._do_without(parcel.site, current)
         elif current.receive(parcel.site, current.number, parcel.offer.num_examples):
             self._keep(parcel, weights)
             self._report.restored(parcel.site, update.report)
-            self._go_on(current)
+        self._go_on(current)
+
+    def _do_without(self, site: str, current: Round) -> None:
+        """Wait for a site no more that was gone before this server was started."""
+        current.lose(site)
+        self._intake.forget(site)
 
     def _go_on(self, current: Round) -> None:
         """Fold what is ready, and end the round if that was all, or it is time."""
@@ -342,7 +349,7 @@ class Rounds:
 
         def opened() -> None:
             before = self._model
-            self._open(model, number, self._lobby.present)
+            current = self._open(model, number, self._lobby.present)
             for site, offer in self._owed:
                 self._committed(site, offer)
             self._owed.clear()
@@ -354,21 +361,20 @@ class Rounds:
                 self._worker.do_aside(before.discard)
             if self.finished:
                 self._worker.do_aside(partial(sync, model.model.path))
-            if self._round is not None:
-                self._look_whether_it_waits(self._round)
+            self._look_whether_it_waits(current)
 
         self._ledger.write(lambda store: store.published(number, model, record), opened)
 
-    def _open(self, model: Publication, number: int, invited: set[str]) -> None:
-        """Wait for the updates of a round."""
+    def _open(self, model: Publication, number: int, invited: set[str]) -> Round:
+        """Wait for the updates of a round, and return it."""
         self._model = model
         self._report = RoundReport(number)
         self._folding_of_it.begin()
         self._closing = False
         least = self._plan.selection.least
-        self._round = Round(number, invited, quorum=least)
+        self._round = current = Round(number, invited, quorum=least)
         self._deadline = Deadline(RoundPolicy() if self.finished else self._plan.round)
-        cohort = () if self.finished else self._round.cohort
+        cohort = () if self.finished else current.cohort
         self._intake.begin(number, cohort, model.weights.layout, model)
         self._distribution = Distribution(
             model,
@@ -377,20 +383,14 @@ class Rounds:
             send=self._send,
             report=self._report,
         )
+        return current
 
     def _look_whether_it_waits(self, current: Round) -> None:
         """Say what the run waits for, or give it up where nobody comes back."""
         if self.finished:
             return
         if current.short_by and not self._patient:
-            self._give_up(current, f"sites are gone: {self._lobby.gone_in_words}", "")
+            why = f"sites are gone: {self._lobby.gone_in_words}"
+            self._failed(self._waiting.in_vain(current, why), "")
         else:
             self._waiting.look(current, overdue=self._deadline.passed)
-
-    def _give_up(self, current: Round, why: str, site: str) -> None:
-        reason = (
-            f"round {current.number}: {why}. The quorum of "
-            f"{self._plan.selection.least} cannot be reached; set selection.quorum in "
-            "the plan to go on without it"
-        )
-        self._failed(reason, site)

@@ -29,6 +29,7 @@ from flare_core.application._worker import Worker
 from flare_core.communication import (
     INITIAL,
     Aborted,
+    Again,
     Bye,
     Checked,
     Chunk,
@@ -315,15 +316,20 @@ class Run:
             self._reject(parcel)
             return
         self._worker.do(
-            self._intake.inspection(parcel), partial(self._inspected, parcel, digest)
+            self._intake.inspection(parcel),
+            partial(self._inspected, parcel, digest, self.number),
         )
 
     def _inspected(
-        self, parcel: Parcel, stream: bytes, weights: ModelState | Refusal
+        self, parcel: Parcel, stream: bytes, number: int, weights: ModelState | Refusal
     ) -> None:
-        """An update was looked at: let it count, or refuse it."""
+        """An update was looked at, in a round: let it count, or refuse it."""
+        if self._intake.looked(parcel.site):
+            self._send(parcel.site, Again())
         if isinstance(weights, Refusal):
             self._reject(weights)
+        elif number != self.number and self._intake.is_late(parcel.offer):
+            self._arrived(parcel.plain, stream)  # it was looked at as one in time
         elif parcel.offer.round_number == INITIAL:
             self._send(parcel.site, Committed(stream=parcel.offer.stream))
             self._opening.arrived(Initial(parcel, stream, weights.layout))

@@ -45,7 +45,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         join: What it said it would exchange.
-        since: The first round that it was invited to.
+        since: The first round that it was invited to; of one that is gone when a round
+            opens, the one after that.
         present: Whether it takes part now.
         refusals: How often something of it was refused.
         metrics: Of the final model, if it has left with them.
@@ -99,6 +100,21 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     record: RoundRecord | None
     records: list[RoundRecord]
     updates: list[KeptUpdate]
+
+    @property
+    def cohort(self) -> set[str]:
+        """The sites that were invited to the round, those who have left it too."""
+        number = self.number or 0
+        invited = {name for name, one in self.sites.items() if one.since <= number}
+        return invited | {one.site for one in self.updates}
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Examples of each site in the round before; none before round 0."""
+        before = self.record or (self.records[-1] if self.records else None)
+        if before is None:
+            return {}
+        return {name: one.num_examples for name, one in before.sites.items()}
 
 
 @final
@@ -205,6 +221,9 @@ class RunStore:
         encoded = None if record is None else msgspec.msgpack.encode(record)
         with transaction(self._db):
             self._db.execute("DELETE FROM updates")
+            self._db.execute(
+                "UPDATE sites SET since = ? WHERE NOT present", (number + 1,)
+            )
             self._db.execute(
                 "INSERT INTO models VALUES (?, ?, ?, '', ?)",
                 (number, file.stream, memory.digest if memory else b"", encoded),

@@ -111,6 +111,14 @@ class Stage:
             msg = f"cannot make the folder {exc.filename}: {exc.strerror}"
             raise ConfigurationError(msg) from exc
         self._made = self._opening = True
+        try:
+            self._begin(endpoint)
+        except (OSError, sqlite3.Error) as exc:
+            msg = f"cannot go on with run {self.name!r}: {exc}"
+            raise ConfigurationError(msg) from exc
+        self._opening = False
+
+    def _begin(self, endpoint: str) -> None:
         self._observer(RunOpened(self._plan, endpoint))
         if self._lasting:
             plan = self._plan.fingerprint
@@ -123,7 +131,6 @@ class Stage:
                 self._archive.take_up(number)
             if kept is not None:
                 self.run.resume(kept)
-        self._opening = False
 
     def do(self, act: Callable[[], object]) -> None:
         """Do something for this run; on the server's thread only."""
@@ -153,8 +160,8 @@ class Stage:
         self.run.abort(f"the server failed: {type(error).__name__}: {error}")
 
     def stop(self, reason: str) -> None:
-        """End the run for all, halted or not."""
-        self._ended, self.halted = False, ""
+        """End the run for all, halted or not; whatever happens, it does not go on."""
+        self._ended, self.halted, self._lasting = False, "", False
         self.do(lambda: self.run.abort(reason))
 
     def _halt(self, error: BaseException) -> None:
@@ -167,7 +174,10 @@ class Stage:
         self._ended = True
 
     def end(self) -> None:
-        """Say that the run is over; on the server's thread only, once."""
+        """Say that the run is over; on the server's thread only, once.
+
+        A run that lasts is halted if that cannot be said, and its end is played again.
+        """
         if self._ended:
             return
         if self._made and self.run.over:
@@ -183,7 +193,7 @@ class Stage:
         self.run.close()
         if self._store is not None:
             self._store.close()
-        goes_on = self._lasting and not self.run.over
+        goes_on = self._lasting and (not self.run.over or bool(self.halted))
         if self._made and not goes_on:  # else the folder is another server's
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -75,7 +75,8 @@ class Stages:
         """
         stage.open(endpoint)
         for site in stage.run.lobby.present:
-            if self._sessions.of_site(stage.name, site) is None:
+            known = self._sessions.of_site(stage.name, site)
+            if known is None or known.given_up:  # while the run was halted
                 self._sessions.expect(stage, site)
 
     def named(self, name: str) -> Stage | None:
@@ -124,13 +125,15 @@ class Stages:
                 stage.do(stage.run.tick)
             if stage.run.over:
                 stage.end()
+            if stage.run.over and not stage.halted:
                 self._sessions.close_all_of(stage)
                 self._over.add(name)
                 del self._played[name]
                 for peer in played.callers:  # says hello once more, and is told
                     self._reply(peer, Again())
-                if played.closer is None:
-                    self._close(stage)
+                if played.closer is not None:  # it was halted, and its folder kept
+                    played.closer.join()
+                self._close(stage)
             elif stage.halted and played.closer is None:
                 stage.end()
                 played.closer = self._close(stage)

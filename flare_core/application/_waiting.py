@@ -48,6 +48,13 @@ class Waiting:
         for site in sorted(self._lobby.present):
             self._send(site, Notice(words=reason or f"round {number} goes on"))
 
+    def in_vain(self, current: Round, why: str) -> str:
+        """Return what to say where nobody is waited for."""
+        return (
+            f"round {current.number}: {why}. The quorum of {self._least} cannot be "
+            "reached; set selection.quorum in the plan to go on without it"
+        )
+
     def _reason(self, current: Round, *, overdue: bool) -> str:
         number, here = current.number, len(current.num_examples)
         if current.short_by:

@@ -143,6 +143,7 @@ class ZmqLink:
             _log.info(
                 "site %r goes on in round %d", self._site.name, start.round_number
             )
+            self._edge.accepted_earlier()
             return self._fetch(start)
         _log.info(
             "site %r hands in what it had trained in round %d",

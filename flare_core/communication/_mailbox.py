@@ -97,6 +97,10 @@ class Mailbox:
         """Return whether a stream of a site is underway."""
         return site in self._uploads
 
+    def underway(self) -> list[tuple[str, Offer]]:
+        """Return the streams that are underway, with their sites."""
+        return [(site, upload.offer) for site, upload in self._uploads.items()]
+
     def open(self, site: str, offer: Offer, path: Path | None) -> None:
         """Begin to receive a stream, or go on with it after a break.
 

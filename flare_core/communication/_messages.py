@@ -199,12 +199,12 @@ class Welcome(_Message, frozen=True):
 
     Attributes:
         plan: What is played.
-        run: The run's own name.
+        run: The run's own name, which goes into file names at the site.
         ping_s: How often a site says that it lives, in seconds, while it trains.
     """
 
     plan: Plan
-    run: str
+    run: SiteName
     ping_s: Annotated[float, msgspec.Meta(gt=0)] = 15.0
 
 

@@ -139,6 +139,38 @@ def test_without_a_commit_the_same_bytes_are_sent_again(tmp_path: Path) -> None:
     assert first == again == after_a_restart != after_a_commit
 
 
+@pytest.mark.parametrize("commits", ["both", "the later process", "nobody"])
+def test_an_accepted_update_of_a_process_that_died_is_committed_by_the_next_one(
+    commits: str, tmp_path: Path
+) -> None:
+    base, values = _model(), _trained(_model(), 1)
+    undisturbed = Residual(tmp_path / "undisturbed", site="a", run="r")
+    first = _file(_sent(values, base, undisturbed, tmp_path))
+    undisturbed.commit()
+    expected = _file(_sent(values, base, undisturbed, tmp_path))
+
+    dying = Residual(tmp_path, site="a", run="r")
+    _sent(values, base, dying, tmp_path)
+    if commits == "both":
+        dying.commit()
+    restarted = Residual(tmp_path, site="a", run="r")
+    if commits != "nobody":
+        restarted.commit_earlier()
+
+    sent = _file(_sent(values, base, restarted, tmp_path))
+    assert sent == (first if commits == "nobody" else expected)
+
+
+def test_what_another_runs_update_left_is_not_committed(tmp_path: Path) -> None:
+    base, values = _model(), _trained(_model(), 1)
+    first = _file(_sent(values, base, Residual(tmp_path, site="a", run="r"), tmp_path))
+
+    other = Residual(tmp_path, site="a", run="other")
+    other.commit_earlier()
+
+    assert _file(_sent(values, base, other, tmp_path)) == first
+
+
 def test_a_second_commit_changes_nothing(tmp_path: Path) -> None:
     base, values = _model(), _trained(_model(), 1)
     residual = Residual(tmp_path, site="a", run="r")

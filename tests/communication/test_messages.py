@@ -107,7 +107,7 @@ _REFUSALS = st.builds(
     advice=_TEXT,
 )
 _TO_SITE: st.SearchStrategy[ToSite] = st.one_of(
-    st.builds(Welcome, plan=_plans(), run=_TEXT),
+    st.builds(Welcome, plan=_plans(), run=_SITE),
     st.just(Propose()),
     _WANTS,
     st.builds(Committed, stream=_ID),
@@ -253,3 +253,11 @@ def test_a_layout_arrives_with_its_hash() -> None:
 
     assert isinstance(arrived, Join)
     assert arrived.layout.hash == layout.hash
+
+
+@pytest.mark.parametrize("run", ["", "..", "a/../../b", "/etc", "a b", "x" * 65])
+def test_a_run_whose_name_is_none_is_not_heard_of(run: str) -> None:
+    welcome = Welcome(plan=Plan(rounds=1), run=run)
+
+    with pytest.raises(ProtocolError, match="no message of a server"):
+        decode_to_site(encode(welcome))

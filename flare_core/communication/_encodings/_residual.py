@@ -50,6 +50,7 @@ class Residual:
     def __init__(self, folder: Path, *, site: str, run: str) -> None:
         self._path = folder / f"{site}.residual"
         self._next_path = folder / f"{site}.residual.next"
+        self._unfinished_path = folder / f"{site}.residual.unfinished"
         self._run = run
         self._complete = False
 
@@ -69,6 +70,23 @@ class Residual:
             sync(self._path.parent)
         self._complete = False
 
+    def commit_earlier(self) -> None:
+        """Do as `commit` for the last update of an earlier process of this site.
+
+        Call it when that update was accepted, and the process died before it knew.
+
+        Raises:
+            ConfigurationError: If the file is damaged, or the file system refuses.
+        """
+        with on_disk(self._path), ExitStack() as files:
+            try:
+                file = files.enter_context(self._next_path.open("rb"))
+            except FileNotFoundError:  # it knew
+                return
+            owner = _Records(self._next_path, file).owner()
+            self._complete = owner.run == self._run
+        self.commit()
+
     @contextmanager
     def next_one(self, layout: Layout) -> Generator["Feedback"]:
         """Give an update what is left of earlier ones, and keep what it leaves.
@@ -86,13 +104,15 @@ class Residual:
             files.enter_context(on_disk(self._path))
             self._path.parent.mkdir(parents=True, exist_ok=True)
             earlier = _Records.of(self._path, owner, files)
-            following = files.enter_context(self._next_path.open("wb"))
+            self._next_path.unlink(missing_ok=True)
+            following = files.enter_context(self._unfinished_path.open("wb"))
             _append(following, msgspec.json.encode(owner))
             yield Feedback(earlier, following)
             if earlier is not None:
                 earlier.end()
             following.flush()
             os.fsync(following.fileno())
+            self._unfinished_path.replace(self._next_path)
         self._complete = True
 
 

@@ -200,7 +200,9 @@ class Runs:
         )
 
     def _follow(self, name: str, event: Event) -> None:
-        info = self._infos[name]
+        info = self._infos.get(name)
+        if info is None:  # it could not be made
+            return
         match event:
             case SiteJoined():
                 self._infos[name] = _with(info, sites=sorted({*info.sites, event.site}))
