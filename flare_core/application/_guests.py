@@ -53,6 +53,6 @@ class Guests:
 
 
 def in_words(reason: str) -> str:
-    """Return a site's own reason such that it can go into logs and onto terminals."""
+    """Return what may be a site's own words, fit for logs and terminals."""
     start = reason[:_LONGEST_REASON]
     return "".join(one if one.isprintable() else " " for one in start)

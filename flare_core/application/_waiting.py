@@ -5,6 +5,7 @@ from typing import final
 from flare_core._plan import Plan
 from flare_core.application._distribution import Send
 from flare_core.application._events import Observer, RunPaused, RunResumed
+from flare_core.application._guests import in_words
 from flare_core.application._lobby import Lobby
 from flare_core.communication import Notice
 from flare_core.federation import Round
@@ -40,7 +41,7 @@ class Waiting:
             current: The round that is played.
             overdue: Whether its deadline has passed.
         """
-        reason = self._reason(current, overdue=overdue)
+        reason = in_words(self._reason(current, overdue=overdue))
         if reason == self.reason:
             return
         self.reason, number = reason, current.number

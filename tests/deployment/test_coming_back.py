@@ -11,17 +11,20 @@ import pytest
 import flare_core as flare
 from deployed import Deployment
 from flare_core.communication import (
+    INITIAL,
     Aborted,
     Again,
     Bye,
     Chunk,
     Committed,
+    Join,
     Leave,
     Notice,
     Offer,
     Ping,
     Pong,
     Propose,
+    Refused,
     Start,
     pack,
 )
@@ -148,3 +151,25 @@ def test_a_site_that_left_before_the_server_was_restarted_is_in_the_round_still(
         assert _started(c).final
         c.say(Leave(metrics={}))
     assert [set(one.result(WAIT_S)["w"].tolist()) for one in sites] == [{2}, {2}]
+
+
+def test_what_a_refused_site_sent_writes_nothing_onto_the_terminals_of_others(
+    deployed: Deployment,
+) -> None:
+    for name in "ab":
+        deployed.member(name)
+    deployed.create("demo", plan())
+
+    with closing(deployed.peer("a")) as a, closing(deployed.peer("b")) as b:
+        b.join("b", _LAYOUT)
+        a.join("a", _LAYOUT)
+        assert isinstance(a.hear(), Propose)
+        a.hand_in(_file(0), round_number=INITIAL)
+        assert isinstance(b.hear(), Start)
+        b.say(Join(layout=_LAYOUT, plan="\x1b[2J"))
+        assert isinstance(b.hear(), Refused)
+
+        while not isinstance(notice := a.hear(), Notice):
+            pass
+    assert "these must come back: b (refused: " in notice.words
+    assert notice.words.isprintable()
