@@ -49,6 +49,7 @@ autodoc_mock_imports = [
     "lightning",
     "peft",
     "torch",
+    "torchmetrics",
     "transformers",
 ]
 napoleon_attr_annotations = False  # the signature has them
