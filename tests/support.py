@@ -35,6 +35,7 @@ class RunningServer:
         share_spool: bool,
     ) -> None:
         self.events: list[Event] = []
+        self._news = threading.Condition()
         self._observer = observer
         self.server = Server(
             plan,
@@ -61,8 +62,19 @@ class RunningServer:
         self._ended.result(PATIENCE_S)
         self._thread.join(PATIENCE_S)
 
+    def until(self, words: str) -> None:
+        """Wait for an event that has some words in it, unless it was there."""
+
+        def said() -> bool:
+            return any(words in str(event) for event in self.events)
+
+        with self._news:
+            assert self._news.wait_for(said, PATIENCE_S), self.events
+
     def _note(self, event: Event) -> None:
-        self.events.append(event)
+        with self._news:
+            self.events.append(event)
+            self._news.notify_all()
         self._observer(event)
 
     def _play(self) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import final
@@ -92,8 +91,11 @@ def test_a_round_ends_without_a_slow_site_which_catches_up(
     assert 0 in late
 
 
-def test_a_deadline_without_a_quorum_waits_for_it(
-    run_server: RunServer, pool: ThreadPoolExecutor, site_file: SiteFile
+def test_a_deadline_without_a_quorum_waits_for_it_and_tells_the_sites(
+    run_server: RunServer,
+    pool: ThreadPoolExecutor,
+    site_file: SiteFile,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     policy = RoundPolicy(deadline_s=0.1)
     server = run_server(_with(plan(quorum=2), round=policy))
@@ -101,21 +103,14 @@ def test_a_deadline_without_a_quorum_waits_for_it(
     a = pool.submit(play, site_file("a", server.endpoint), model(0), add(1))
     b = pool.submit(play, site_file("b", server.endpoint), model(0), slow)
 
-    _paused(server, "round 0 is past its deadline and needs 2 updates; 1 are in")
+    server.until("round 0 is past its deadline and needs 2 updates; 1 are in")
     slow.let_go()
 
     assert a.result(WAIT_S)["w"].tolist() == [2]
     assert b.result(WAIT_S)["w"].tolist() == [2]
-
-
-def _paused(server: RunningServer, words: str) -> None:
-    """Wait until a run says what it waits for."""
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        if any(words in str(event) for event in list(server.events)):
-            return
-        time.sleep(0.01)  # there is nothing else to wait with
-    raise AssertionError(server.events)
+    for site in "ab":
+        told = f"site {site!r}: the server says: round 0 is past its deadline"
+        assert told in caplog.text
 
 
 @pytest.mark.parametrize(("up", "size"), [("none", 1), ("int8", 50_000)])
@@ -143,7 +138,7 @@ def test_a_late_update_counts_in_the_next_round_as_the_step_that_it_is(
     initial = {"w": np.zeros(size, np.float32)}
     a = pool.submit(play, site_file("a", server.endpoint), initial, fast)
     b = pool.submit(play, site_file("b", server.endpoint), initial, slow_8)
-    _paused(server, "Updated(site='b', round_number=1")
+    server.until("Updated(site='b', round_number=1")
     counted.set()
 
     # round 0: 1, of a alone.  Round 1: a says 1 + 1, b took a step of 8 from 0, which
@@ -173,7 +168,7 @@ def test_a_site_that_was_not_there_at_the_start_joins_between_rounds(
         if current.number == 1:
             b = pool.submit(play, site_file("b", server.endpoint), model(7), newcomer)
             joined.append(b)
-            _paused(server, "SiteJoined(site='b'")
+            server.until("SiteJoined(site='b'")
             there.set()
         return add(1)(current)
 
