@@ -176,6 +176,7 @@ def _play(
         deadline = began + _MOST_S
         ended = [keepers[n].wait(deadline - time.monotonic()) for n in SITES]
         seconds = time.monotonic() - began
+        _wait_for_the_end(deployed, deadline)
         problems = [
             f"{n} did not end" for n, e in zip(SITES, ended, strict=True) if not e
         ]
@@ -199,6 +200,14 @@ def _play(
         problems=problems,
         said={n: one.read_text(errors="replace") for n, one in logs.items()},
     )
+
+
+def _wait_for_the_end(deployed: Deployment, deadline: float) -> None:
+    """Wait until the run is over: the server may be down, or halted by a full disk."""
+    while time.monotonic() < deadline:
+        with suppress(flare.FlareError):
+            deployed.ended(RUN)
+            return
 
 
 def _environment(path: Path, name: str, faults: Sequence[Fault]) -> dict[str, str]:
