@@ -78,15 +78,16 @@ def test_a_server_that_was_met_is_waited_for_longer_than_one_that_never_was(
     router: ZmqRouter, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_courier, "_FIRST_PATIENCE_S", 0.2)
-    never, hello = _courier_to(router, patience_s=WAIT_S)
+    hello = Hello(site="a", session=stream_id())
+    never = Courier("tcp://127.0.0.1:9", hello, patience_s=WAIT_S)  # nobody is there
     with closing(never), pytest.raises(flare.ServerUnreachableError, match=r"0\.2 s"):
         never.ask(hello, Welcome)
 
     met, hello = _courier_to(router, patience_s=1.0)
     with closing(met):
         greeting = pool.submit(met.ask, hello, Welcome)
-        while not greeting.done():
-            peer = _hears(router, Hello)
-            router.send(peer, encode(Welcome(plan=plan(), run="demo")))
+        peer = _hears(router, Hello)
+        router.send(peer, encode(Welcome(plan=plan(), run="demo")))
+        greeting.result(WAIT_S)
         with pytest.raises(flare.ServerUnreachableError, match="waited 1 s"):
             met.ask(Leave(metrics={}), Bye)
