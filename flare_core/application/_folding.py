@@ -90,10 +90,11 @@ class Folding:
         if ready[: len(self._folded)] != self._folded:
             self._worker.do(self._aggregator.begin_anew)
             self._folded = []
-        for site in ready[len(self._folded) :]:
-            num_examples = current.num_examples[site]
-            weights = self._updates[site]
-            self._worker.do(partial(self._aggregator.add, weights, num_examples))
+        due = ready[len(self._folded) :]
+        num_examples = current.num_examples if due else {}
+        for site in due:
+            add = partial(self._aggregator.add, self._updates[site], num_examples[site])
+            self._worker.do(add)
         self._folded = ready
 
     def finish(

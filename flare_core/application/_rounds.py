@@ -160,7 +160,7 @@ class Rounds:
         current = self._round
         if self._distribution is None or current is None:
             return
-        if self.finished or (site in current.missing and not self._closing):
+        if self.finished or (current.awaits(site) and not self._closing):
             self._distribution.announce(site)
 
     def serve(self, site: str, want: Want) -> None:
@@ -204,7 +204,7 @@ class Rounds:
         if site not in current.cohort and not self._waiting.reason:
             return current.number + 1
         current.invite(site)
-        if site in current.missing:  # else it is in, and nothing may change it
+        if current.awaits(site):  # else it is in, and nothing may change it
             self._intake.expect(site)
         self._look_whether_it_waits(current)
         return current.number
@@ -310,7 +310,7 @@ class Rounds:
         """Fold what is ready, and end the round if that was all, or it is time."""
         if self._closing:
             return
-        if len(current.num_examples) >= self._plan.selection.least:
+        if current.num_updates >= self._plan.selection.least:
             self._deadline.quorum()
             for site in current.missing if self._deadline.passed else ():
                 current.lose(site)

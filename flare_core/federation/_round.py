@@ -34,6 +34,15 @@ class Round:
         """Sites that have not answered and may still do so."""
         return tuple(sorted(self._missing))
 
+    def awaits(self, site: str) -> bool:
+        """Return whether a site has not answered and may still do so."""
+        return site in self._missing
+
+    @property
+    def num_updates(self) -> int:
+        """How many updates were received."""
+        return len(self._num_examples)
+
     @property
     def num_examples(self) -> dict[str, int]:
         """Examples by site, of the updates received, in the cohort's order."""
