@@ -7,6 +7,7 @@ from what its sites were told, or from a moment before that they will repeat.
 
 import sqlite3
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -134,12 +135,15 @@ class RunStore:
         self._folder = folder
         self._path = folder / NAME
         try:
-            self._db = sqlite3.connect(
-                self._path, isolation_level=None, check_same_thread=False
-            )
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._check(run, plan)
+            with ExitStack() as undo:
+                self._db = sqlite3.connect(
+                    self._path, isolation_level=None, check_same_thread=False
+                )
+                undo.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._check(run, plan)
+                undo.pop_all()
         except sqlite3.Error as exc:
             msg = f"the store of run {run!r}, {self._path}, cannot be opened: {exc}"
             raise ConfigurationError(msg) from exc

@@ -288,6 +288,7 @@ def test_an_offer_that_is_repeated_after_a_break_counts_once(
             pass
         assert heard.final
 
+    server.until("RoundPlayed")
     (record,) = _records(server)
     assert record.num_examples == 1 + 3
     a.result(WAIT_S)
