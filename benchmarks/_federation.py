@@ -140,7 +140,7 @@ class Federation:
             options.append(f"--zeros={zeros}")
         for index in range(number):
             if index % _WAVE == 0:
-                self.wait_for(lambda started=index: self.num_joined >= started)
+                self._wait_for_joins(index)
             name = f"site-{index:03d}"
             site_file = self._folder / f"{name}.toml"
             site_file.write_text(f'name = "{name}"\nserver = "{self.endpoint}"\n')
@@ -187,6 +187,9 @@ class Federation:
                 )
                 raise FailedError(msg)
             time.sleep(every_s)
+
+    def _wait_for_joins(self, number: int) -> None:
+        self.wait_for(lambda: self.num_joined >= number)
 
     def end(self) -> None:
         """Stop the server, and end all processes."""

@@ -37,6 +37,7 @@ from _report import JsonFile, Quick, Report
 import flare_core as flare
 from flare_core.application._aggregator import Aggregator
 from flare_core.application._publication import Publication
+from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     Residual,
@@ -162,7 +163,7 @@ def _add_folds(report: Report, setting: _Setting, name: str) -> None:
         for where, load in sources.items():
             with closing(Worker(lambda _: None, num_threads=number)) as worker:
                 aggregator = Aggregator(
-                    plan, weights.layout, strategy, setting.folder, worker.each
+                    plan, weights.layout, strategy, Spool(setting.folder), worker.each
                 )
                 before = aggregator.first(path, stream)
                 rounds = _rounds(aggregator, load, before, setting.samples)

@@ -85,10 +85,12 @@ class _Crowd:
 
     Args:
         endpoint: The server's.
+        plan: Fingerprint of the plan that they join for.
         names: Their names.
     """
 
-    def __init__(self, endpoint: str, names: list[str]) -> None:
+    def __init__(self, endpoint: str, plan: str, names: list[str]) -> None:
+        self._plan = plan
         self._context = zmq.Context[zmq.SyncSocket]()
         self._context.set(zmq.MAX_SOCKETS, len(names) + _HEADROOM)
         self._sockets = [self._site(endpoint, name) for name in names]
@@ -132,7 +134,8 @@ class _Crowd:
             one.setsockopt(option, value)
         one.connect(endpoint)
         one.send_multipart(encode(Hello(site=name, session=secrets.token_bytes(16))))
-        one.send_multipart(encode(Join(layout=flare.Layout(()))))
+        join = Join(layout=flare.Layout(()), plan=self._plan)
+        one.send_multipart(encode(join))
         return one
 
     def _ping(self, index: int, *, answer: bool) -> None:
@@ -145,11 +148,12 @@ class _Crowd:
         one.send_multipart(encode(Ping(answer=answer)))
 
 
-def _run_crowd(endpoint: str, names: list[str], orders: Connection) -> None:
+def _run_crowd(endpoint: str, plan: str, names: list[str], orders: Connection) -> None:
     """Be some of the sites, in a process; ends with who started it.
 
     Args:
         endpoint: The server's.
+        plan: Fingerprint of the plan that they join for.
         names: The sites' names.
         orders: How many pings to say at once, and then every how many seconds one;
             with the first order, the sites connect.  Each is answered when obeyed.
@@ -163,7 +167,7 @@ def _run_crowd(endpoint: str, names: list[str], orders: Connection) -> None:
         while True:
             if orders.poll(wait_s):
                 at_once, every_s = orders.recv()
-                crowd = crowd or _Crowd(endpoint, names)
+                crowd = crowd or _Crowd(endpoint, plan, names)
                 crowd.ping_at_once(at_once)
                 crowd.ping_every(every_s)
                 orders.send(None)
@@ -175,13 +179,13 @@ def _run_crowd(endpoint: str, names: list[str], orders: Connection) -> None:
 class _Sites:
     """All simulated sites; made by `_sites`."""
 
-    def __init__(self, endpoint: str, number: int) -> None:
+    def __init__(self, endpoint: str, plan: str, number: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         names = [f"site-{index:05d}" for index in range(number)]
         self._orders: list[Connection] = []
         for share in range(_PROCESSES):
             ours, theirs = spawn.Pipe()
-            args = (endpoint, names[share::_PROCESSES], theirs)
+            args = (endpoint, plan, names[share::_PROCESSES], theirs)
             spawn.Process(target=_run_crowd, args=args, daemon=True).start()
             theirs.close()
             self._orders.append(ours)
@@ -222,7 +226,10 @@ def main(
         need(number * _SITE_BYTES)
         _allow_files(number + _HEADROOM)
         plan = flare.Plan(rounds=1, selection=flare.Selection(sites=number + 1))
-        with federation(plan) as running, _sites(running.endpoint, number) as crowd:
+        with (
+            federation(plan) as running,
+            _sites(running.endpoint, plan.fingerprint, number) as crowd,
+        ):
             _Measurement(report, running, crowd, number, quick=quick).make()
     except FailedError as error:
         report.fail(f"{number} sites", str(error))
@@ -230,8 +237,8 @@ def main(
 
 
 @contextmanager
-def _sites(endpoint: str, number: int) -> Iterator[_Sites]:
-    sites = _Sites(endpoint, number)
+def _sites(endpoint: str, plan: str, number: int) -> Iterator[_Sites]:
+    sites = _Sites(endpoint, plan, number)
     try:
         yield sites
     finally:

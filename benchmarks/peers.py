@@ -35,7 +35,7 @@ from _report import JsonFile, Quick, Report
 
 _MB = 1e6
 _COUNTED = {Model.EMPTY: 10, Model.MB_100: 5, Model.MB_400: 5, Model.GB_1: 5}
-_SITES = {Model.GB_1: (2,)}
+_SITES: dict[Model, tuple[int, ...]] = {Model.GB_1: (2,)}
 """By default 2 and 8; 8 sites of 1 GB need more memory than most machines have."""
 
 

@@ -32,11 +32,13 @@ def create(folder: Path, requirements: tuple[str, ...]) -> None:
         RunFailedError: If pip could not.
     """
     venv.create(folder, clear=True, with_pip=True)
-    command = [python_of(folder), "-m", "pip", "install", "--quiet", *requirements]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    pip = [str(python_of(folder)), "-m", "pip", "install", "--quiet"]
+    done = subprocess.run(
+        [*pip, *requirements], check=False, capture_output=True, text=True
+    )
     if done.returncode != 0:
-        *_, words = ["no reason given", *done.stderr.strip().splitlines()]
-        msg = f"pip could not install {', '.join(requirements)}: {words}"
+        words = ["no reason given", *done.stderr.strip().splitlines()]
+        msg = f"pip could not install {', '.join(requirements)}: {words[-1]}"
         raise RunFailedError(msg)
     (folder / _MARK).write_text(_mark_of(requirements))
 

@@ -40,7 +40,7 @@ def start(run: Run, environment: Path) -> None:
     port = free_port()
     address = f"127.0.0.1:{port}"
     (run.folder / "config.toml").write_text(_CONNECTION.format(address=address))
-    superlink = [
+    superlink: list[str | Path] = [
         *(programs / "flower-superlink", "--insecure", "--host=127.0.0.1"),
         *(f"--port={port}", "--disable-runtime-dependency-installation"),
         *(["--simulation"] if simulated else []),
@@ -48,14 +48,14 @@ def start(run: Run, environment: Path) -> None:
     run.start("superlink", superlink, variables=variables, server=not simulated)
     run.wait_for_port(port)
     for index in range(0 if simulated else run.job.sites):
-        supernode = [
+        supernode: list[str | Path] = [
             *(programs / "flower-supernode", "--insecure", f"--superlink={address}"),
             *("--host=127.0.0.1", f"--port={free_port()}"),
             f"--node-config=partition-id={index} num-partitions={run.job.sites}",
         ]
         run.start(f"supernode-{index}", supernode, variables=variables)
     settings = [f"{key}={value}" for key, value in run.job.settings.items()]
-    command = [
+    command: list[str | Path] = [
         *(programs / "flwr", "run", _APP, "peers", "--stream"),
         *("--run-config", " ".join([f'folder="{run.folder}"', *settings])),
     ]

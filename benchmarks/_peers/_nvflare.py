@@ -35,7 +35,8 @@ def start(run: Run, environment: Path) -> None:
         "PATH": f"{python.parent}:{os.environ['PATH']}",
         "MALLOC_ARENA_MAX": "4",  # for servers, by its guide to memory
     }
-    command = [python, "job.py", f"--folder={run.folder}", *run.job.options]
+    options = [f"--folder={run.folder}", *run.job.options]
+    command: list[str | Path] = [python, "job.py", *options]
     if run.job.mode is Mode.DEPLOYED:
         kits = _provision(run, python, variables)
         command.append(f"--kit={kits / _ADMIN}")

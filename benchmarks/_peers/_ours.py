@@ -23,7 +23,7 @@ def start(run: Run, environment: Path) -> None:
     del environment
     options = [f"--folder={run.folder}", *run.job.options]
     if run.job.mode is Mode.SIMULATED:
-        command = [
+        command: list[str | Path] = [
             *(Path(sys.executable).with_name("flare"), "simulate", _APP / "site.py"),
             f"--sites={run.job.sites}",
             f"--rounds={run.job.rounds}",

@@ -32,7 +32,7 @@ def _serve(pipe: Connection, public: bytes, secret: bytes) -> None:
             router.curve_secretkey = secret
         router.sndhwm = router.rcvhwm = _QUEUE
         router.bind("tcp://127.0.0.1:0")
-        pipe.send((router.last_endpoint.decode(), public))
+        pipe.send((router.getsockopt_string(zmq.LAST_ENDPOINT), public))
         memory = memoryview(bytearray(0))
         while True:
             peer, verb, size = router.recv_multipart()
