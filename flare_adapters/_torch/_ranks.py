@@ -85,6 +85,17 @@ class Ranks:
         dist.broadcast(raw, src=0)
         return raw.view(tensor.dtype).reshape(tensor.shape)
 
+    def part(self) -> None:
+        """End the control group; nothing is agreed on any more.
+
+        A thread of gloo keeps the tensors of its last collective for a moment.  If it
+        lets go of them while the interpreter ends, the process is aborted (Python
+        before 3.14); ended with the group, it is waited for.
+        """
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
     def _all(self, value: T) -> list[T]:
         if self._group is None:
             return [value]

@@ -272,6 +272,7 @@ class LocalSession:
         if reason:
             _log.warning("site %r leaves the run: %s", self._site.name, reason)
         metrics = self._ranks.mean(self._global_metrics) if self.final else {}
+        self._ranks.part()
         self._close(metrics, reason, failed=False)
 
     def fail(self, error: BaseException) -> None:

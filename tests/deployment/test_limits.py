@@ -225,6 +225,7 @@ def test_strangers_cannot_make_a_server_hold_more_than_a_fixed_amount(
                 raw.sendall(bytes(_LARGEST - 1))
             highest = max(highest, deployed.rss_bytes)
 
-        assert highest - before < strangers * _LARGEST + 32 * _MB
+        # of a gigabyte; those that were cut off are let go of a little later
+        assert highest - before < strangers * _LARGEST + 64 * _MB
         deployed.audited("refused", what="too many strangers")
         assert beside.blake3() == undisturbed
