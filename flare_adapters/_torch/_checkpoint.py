@@ -4,11 +4,12 @@ import os
 import random
 import shutil
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import msgspec
 import numpy as np
 import torch
+from torch import Tensor
 
 from flare_core import ConfigurationError, Metrics
 
@@ -134,7 +135,7 @@ def random_state() -> bytes:
             float(cached),
         ),
         torch=torch.get_rng_state().numpy().tobytes(),
-        cuda=tuple(one.numpy().tobytes() for one in torch.cuda.get_rng_state_all()),
+        cuda=tuple(one.numpy().tobytes() for one in _of_gpus()),
     )
     return msgspec.json.encode(state)
 
@@ -147,11 +148,17 @@ def set_random_state(found: bytes) -> None:
     words = np.frombuffer(keys, np.uint32)
     np.random.set_state((name, words, position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(_tensor(state.torch))
-    if state.cuda:
-        torch.cuda.set_rng_state_all([_tensor(one) for one in state.cuda])
+    # there may be fewer GPUs than before
+    for number, one in zip(range(torch.cuda.device_count()), state.cuda, strict=False):
+        torch.cuda.set_rng_state(_tensor(one), number)
 
 
-def _tensor(state: bytes) -> Any:
+def _of_gpus() -> list[Tensor]:
+    """Return nothing where CUDA is not in use: a fork of this process may want it."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def _tensor(state: bytes) -> Tensor:
     return torch.frombuffer(bytearray(state), dtype=torch.uint8)
 
 

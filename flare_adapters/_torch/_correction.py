@@ -43,9 +43,14 @@ class FedProx:
         self._mu = mu
         self._anchors: list[tuple[Tensor, Tensor]] = []
 
+    @torch.no_grad()
     def round_started(self, parameters: Iterable[Tensor]) -> None:
-        """Keep a copy of the global model."""
-        self._anchors = [(one, one.detach().clone()) for one in parameters]
+        """Keep a copy of the global model, in the memory of the one before."""
+        kept = {id(one): anchor for one, anchor in self._anchors}
+        self._anchors = [
+            (one, kept[id(one)].copy_(one) if id(one) in kept else one.clone())
+            for one in parameters
+        ]
 
     @torch.no_grad()
     def adjust(self, optimizer: Optimizer, scale: Tensor | float = 1.0) -> None:

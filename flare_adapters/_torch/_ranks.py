@@ -76,14 +76,22 @@ class Ranks:
         }
         return {name: sum(found) / len(found) for name, found in values.items()}
 
-    def share(self, tensor: Tensor) -> Tensor:
-        """Return rank 0's tensor on all ranks, bit for bit, whatever its type."""
+    def share(self, tensor: Tensor | None, like: Tensor) -> Tensor:
+        """Return rank 0's tensor on all ranks, bit for bit, whatever its type.
+
+        Args:
+            tensor: Wherever it is; on other ranks than the first, none.
+            like: One of its type and shape, on the device that copies go to, where
+                there are several ranks.
+        """
         if self._group is None:
+            assert tensor is not None  # noqa: S101 - this is rank 0
             return tensor
-        raw = tensor.contiguous().reshape(-1).view(torch.uint8)
-        raw = raw.clone() if self.first else raw  # views of a message are read-only
-        dist.broadcast(raw, src=0)
-        return raw.view(tensor.dtype).reshape(tensor.shape)
+        whole = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        if tensor is not None:
+            whole.copy_(tensor)
+        dist.broadcast(whole.reshape(-1).view(torch.uint8), src=0)
+        return whole
 
     def part(self) -> None:
         """End the control group; nothing is agreed on any more.

@@ -52,6 +52,9 @@ def scatter(
 ) -> None:
     """Copy the weights of the first rank into the model, in place, on all ranks.
 
+    A site of one rank copies each tensor straight to where it is: a GPU needs no memory
+    for it.
+
     Raises:
         ConfigurationError: If names, types or shapes are not those of the model.
     """
@@ -61,11 +64,7 @@ def scatter(
     )
     for wire, name in chosen.items():
         tensor = found[name].tensor
-        if ranks.first:
-            whole = received[wire].to(tensor.device)
-        else:
-            whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        whole = ranks.share(whole)
+        whole = ranks.share(received.get(wire), tensor)
         if isinstance(tensor, DTensor):
             whole = distribute_tensor(
                 whole, tensor.device_mesh, tensor.placements, src_data_rank=None

@@ -111,7 +111,8 @@ class Recovery:
             loss=float(trainer._tr_loss),
             total_loss=trainer._total_loss_scalar,
             logged_at=trainer._globalstep_last_logged,
-            began_at=trainer._initial_global_step,
+            # for a clock only, and not there in transformers 5.17
+            began_at=getattr(trainer, "_initial_global_step", 0),
             began_at_tokens=int(trainer._initial_num_input_tokens_seen),
             grad_norm=_number(self._last.get(_GRAD_NORM)),
             learning_rate=_number(self._last.get(_RATE)),

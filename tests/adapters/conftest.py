@@ -1,13 +1,26 @@
 """Fixtures for tests of adapters."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from flare_core import Plan, Selection
 from flare_core.application import Observer
 from support import RunningServer, RunServer, SiteFile
+
+# cuBLAS reads it when it starts; else it adds up in an order of its own
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Have a GPU compute the same twice."""
+    torch.use_deterministic_algorithms(mode=True)
+    yield
+    torch.use_deterministic_algorithms(mode=False)
 
 
 @pytest.fixture

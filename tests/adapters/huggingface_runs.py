@@ -1,14 +1,18 @@
-"""Trainings by the Hugging Face Trainer in this process, and what they leave."""
+"""Trainings by the Hugging Face Trainer, and what they leave."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
+import msgspec
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from adapters.scripts.huggingface_site import KINDS, arguments, rows
+from adapters.scripts import huggingface_site as script
+from adapters.scripts.huggingface_site import KINDS, Case, arguments, rows
 from flare_adapters._torch import LocalSession, options
 from flare_adapters.huggingface._peft import names_on_wire
 from flare_core.application import RoundPlayed, RoundRecord
@@ -23,6 +27,32 @@ class Trace(TrainerCallback):
 
     def on_pre_optimizer_step(self, *_: Any, optimizer: Any, **__: Any) -> None:
         self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+@final
+class OtherSite:
+    """A process that plays cases as another site."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, script.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+
+    def start(self, case: Case) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(msgspec.json.encode(case) + b"\n")
+
+    def error(self) -> str:
+        """Wait until the case is played and return what it raised."""
+        assert self._process.stdout
+        answer: str = msgspec.json.decode(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def run(

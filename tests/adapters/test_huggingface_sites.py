@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapters.huggingface_runs import records_of
+from adapters.huggingface_runs import OtherSite, records_of
 from adapters.scripts import huggingface_site as script
 from adapters.scripts.huggingface_site import KINDS, LR, Case, play, rows
 from flare_core import Plan, Schedule, Selection
@@ -28,32 +28,6 @@ TWO_RANKS = [
     *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
     *("--nproc-per-node", "2", script.__file__),
 ]
-
-
-@final
-class OtherSite:
-    """A process that plays cases as another site."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, script.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-
-    def start(self, case: Case) -> None:
-        assert self._process.stdin
-        self._process.stdin.write(msgspec.json.encode(case) + b"\n")
-
-    def error(self) -> str:
-        """Wait until the case is played and return what it raised."""
-        assert self._process.stdout
-        answer: str = msgspec.json.decode(self._process.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        self._process.communicate()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-import pytest
 import torch
 
+from adapters.gpu import NEEDS_CUDA
 from flare_adapters._torch._host import Host
 
 
@@ -15,7 +15,7 @@ def test_what_is_on_the_host_is_used_as_it_is() -> None:
     assert not taken.requires_grad
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@NEEDS_CUDA
 def test_what_is_on_a_gpu_comes_through_the_same_pinned_memory_each_round() -> None:
     host = Host()
     weight = torch.arange(6.0, device="cuda")

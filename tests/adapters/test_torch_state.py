@@ -180,6 +180,20 @@ def test_fedprox_pulls_as_hard_as_the_gradients_are_scaled() -> None:
     assert weight.grad.item() == 8.0 + 4.0 * 0.5 * (3.0 - 1.0)
 
 
+def test_fedprox_pulls_towards_the_global_model_of_the_round() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    term = FedProx(0.5)
+    term.round_started([weight])
+    weight.data.fill_(3.0)
+    term.round_started([weight])
+    weight.data.fill_(7.0)
+    weight.grad = torch.zeros(1)
+
+    term.adjust(torch.optim.SGD([weight]))
+
+    assert weight.grad.item() == 0.5 * (7.0 - 3.0)
+
+
 _LETTERS = st.text("ab.*!?", max_size=4)
 
 

@@ -74,9 +74,12 @@ def lightning(part: int, says: str) -> None:
 
         settings["callbacks"] = [FLCallback()]
     elif says == "strategy":
+        from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: PLC0415
+
         from flare_adapters.lightning import FLStrategy  # noqa: PLC0415 - its point
 
-        settings["strategy"] = FLStrategy("single_device")
+        # "single_device" would be a GPU where there is one
+        settings["strategy"] = FLStrategy(SingleDeviceStrategy("cpu"))
     first = trainer(**settings)
     if says == "late":
         from flare_adapters.lightning import FLCallback  # noqa: PLC0415 - its point
