@@ -56,6 +56,12 @@ def _recorded(run: Path) -> tuple[Plan, list[RoundRecord]]:
         ConfigurationError: If it cannot be read, or there is nothing to derive.
     """
     path = run / PLAN
+    if not path.is_file():
+        msg = (
+            f"{run} is not the folder of a run: there is no {PLAN} in it; give the one "
+            "that `flare simulate --run-dir` made, or runs/NAME in a server's folder"
+        )
+        raise ConfigurationError(msg)
     plan = plan_from(read_plan(path), source=f"plan {path}")
     records = read_rounds(run)
     if not plan.keep_updates:

@@ -77,5 +77,6 @@ def test_a_folder_of_no_run_is_named(flare: Flare) -> None:
     done = flare("replay", "nowhere")
 
     assert done.returncode == 1
-    assert "plan nowhere/plan.toml: No such file or directory" in done.stderr
+    assert "nowhere is not the folder of a run: there is no plan.toml" in done.stderr
+    assert "--plan" not in done.stderr  # which is for those who begin a run
     assert "Traceback" not in done.stderr
