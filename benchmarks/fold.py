@@ -150,7 +150,7 @@ def _parts(length: int, number: int) -> list[slice]:
 def _add_folds(report: Report, setting: _Setting, name: str) -> None:
     """Add the rows of one element type."""
     plan = flare.Plan(rounds=1)
-    strategy = FedAvg(plan.strategy)
+    strategy = FedAvg()
     weights = _model(setting.num_elements, _DTYPES[name])
     path = setting.folder / "update.safetensors"
     stream = write_file(path, file_bytes(weights.layout), pack(weights))

@@ -41,7 +41,10 @@ from flare_core._model import (
 from flare_core._plan import (
     Admission,
     Encoding,
+    FedProx,
+    Local,
     OptimizerState,
+    Plain,
     Plan,
     RoundPolicy,
     Schedule,
@@ -50,6 +53,7 @@ from flare_core._plan import (
     StrategySettings,
 )
 from flare_core._site import Binding, Policy, Resources, Site, site
+from flare_core.federation import Part, Strategy
 
 if _typing.TYPE_CHECKING:
     from flare_core.application import (
@@ -72,15 +76,19 @@ __all__ = [
     "ClientRound",
     "ConfigurationError",
     "Encoding",
+    "FedProx",
     "FlareError",
     "GlobalModel",
     "HorizonError",
     "Layout",
     "LayoutError",
     "Link",
+    "Local",
     "Metrics",
     "ModelState",
     "OptimizerState",
+    "Part",
+    "Plain",
     "Plan",
     "PlanError",
     "Policy",
@@ -101,6 +109,7 @@ __all__ = [
     "Server",
     "ServerUnreachableError",
     "Site",
+    "Strategy",
     "StrategySettings",
     "TensorClass",
     "TensorSpec",

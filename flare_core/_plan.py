@@ -11,6 +11,7 @@ from flare_core._errors import ConfigurationError
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 OptimizerState: TypeAlias = Literal["keep", "reset"]
 Select: TypeAlias = str | list[str]
+Setting: TypeAlias = bool | int | float | str
 EncodingUp: TypeAlias = Literal["none", "bf16", "int8", "int4", "topk", "xor"]
 EncodingDown: TypeAlias = Literal["none", "bf16", "int8", "int4", "xor"]
 
@@ -69,11 +70,44 @@ class StrategySettings(_Settings, frozen=True):
 
     Attributes:
         name: A strategy of the entry point group ``flare_core.strategies``.
-        mu: Weight of FedProx's proximal term at the sites; 0 is plain FedAvg.
+        settings: Its own settings, by name; the server checks them before anything
+            starts.
     """
 
     name: str = "fedavg"
-    mu: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    settings: dict[str, Setting] = {}
+
+    def __post_init__(self) -> None:
+        if self.name in _AT_THE_SITES:
+            known = ", ".join(map(_tag, _tables(Local)))
+            msg = (
+                f"strategy.name = {self.name!r} is what sites add to their training, "
+                "beside any strategy: it belongs into the table [local], as local.name;"
+                f" possible there are {known}"
+            )
+            raise ValueError(msg)
+
+
+class Plain(_Settings, frozen=True, tag_field="name", tag="none"):
+    """Sites train as their scripts say."""
+
+
+class FedProx(_Settings, frozen=True, tag_field="name", tag="fedprox"):
+    r"""Sites add the gradient of a term that pulls them to the global model.
+
+    It is that of :math:`\frac{\mu}{2}\|w - w_t\|^2` (Li et al., MLSys 2020, equation 2,
+    https://arxiv.org/abs/1812.06127).
+
+    Attributes:
+        mu: Weight of the term; with 0 nothing is added.  The paper tries 0.001 to 1.
+    """
+
+    mu: Annotated[float, msgspec.Meta(ge=0)] = 0.01
+
+
+Local: TypeAlias = Plain | FedProx
+_AT_THE_SITES = {"fedprox", "scaffold", "feddyn", "ditto"}
+"""Known as federated algorithms, and yet no server's."""
 
 
 class Selection(_Settings, frozen=True):
@@ -163,6 +197,7 @@ class Plan(_Settings, frozen=True):
         rounds: Rounds to play.
         schedule: Where a round ends; if empty, what each script says itself.
         strategy: How updates are combined.
+        local: What sites add to their training, beside any strategy.
         selection: Which sites take part.
         round: When a round ends that not all sites have answered.
         admission: What updates must keep to.
@@ -178,6 +213,7 @@ class Plan(_Settings, frozen=True):
     rounds: Count
     schedule: Schedule = Schedule()
     strategy: StrategySettings = StrategySettings()
+    local: Local = Plain()
     selection: Selection = Selection()
     round: RoundPolicy = RoundPolicy()
     admission: Admission = Admission()
@@ -198,14 +234,15 @@ class Plan(_Settings, frozen=True):
 
         Args:
             assignment: ``key=value`` with dots in the key and a TOML value, e.g.
-                ``strategy.mu=0.1``; a value that is no TOML is taken as text.
+                ``local.mu=0.1``; a value that is no TOML is taken as text.  Another
+                ``local.name`` forgets what the one before was set to.
 
         Raises:
             ConfigurationError: If there is no such key or the value does not fit.
         """
         key, equals, value = assignment.partition("=")
         if not equals:
-            msg = f"--set {assignment}: expected key=value, e.g. strategy.mu=0.1"
+            msg = f"--set {assignment}: expected key=value, e.g. rounds=5"
             raise ConfigurationError(msg)
         tree = msgspec.to_builtins(self)
         *tables, last = key.strip().split(".")
@@ -216,6 +253,8 @@ class Plan(_Settings, frozen=True):
                 msg = f"--set {assignment}: a plan has no table {name!r}"
                 raise ConfigurationError(msg)
             table = cast("dict[str, Any]", inner)
+        if tables == ["local"] and last == "name":
+            table.clear()
         table[last] = _toml_value(value.strip())
         return plan_from(tree, source=f"--set {assignment}")
 
@@ -243,7 +282,7 @@ def _possible(complaint: str) -> str:
         return f"; a plan has {', '.join(_keys(Plan))}"
     words = _words(Plan)
     for key, values in words.items():
-        if "enum" in complaint and f"`$.{key}`" in complaint:
+        if "nvalid" in complaint and f"`$.{key}`" in complaint:
             return f"; possible are {', '.join(values)}"
     return ""
 
@@ -252,21 +291,40 @@ def _words(table: type[msgspec.Struct], prefix: str = "") -> dict[str, tuple[str
     """Return the words that may stand at each key that takes certain words only."""
     found: dict[str, tuple[str, ...]] = {}
     for field in msgspec.structs.fields(table):
-        kind = cast("object", field.type)
-        if isinstance(kind, type) and issubclass(kind, _Settings):
-            found |= _words(kind, f"{prefix}{field.name}.")
-        for choice in cast("tuple[object, ...]", (kind, *get_args(kind))):
+        key = f"{prefix}{field.name}"
+        tables = _tables(field.type)
+        for one in tables:
+            found |= _words(one, f"{key}.")
+        if len(tables) > 1:
+            found[f"{key}.name"] = tuple(map(_tag, tables))
+        for choice in cast("tuple[object, ...]", (field.type, *get_args(field.type))):
             if get_origin(choice) is Literal:
-                found[f"{prefix}{field.name}"] = get_args(choice)
+                found[key] = get_args(choice)
     return found
 
 
 def _keys(table: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
     for field in msgspec.structs.fields(table):
-        if isinstance(field.type, type) and issubclass(field.type, _Settings):
-            yield from _keys(field.type, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}"
+        key = f"{prefix}{field.name}"
+        tables = _tables(field.type)
+        if len(tables) > 1:
+            yield f"{key}.name"
+        for one in tables:
+            yield from _keys(one, f"{key}.")
+        if not tables:
+            yield key
+
+
+def _tables(kind: object) -> list[type[_Settings]]:
+    """Return the tables of settings that may stand at a key."""
+    choices = cast("tuple[object, ...]", (kind, *get_args(kind)))
+    return [
+        one for one in choices if isinstance(one, type) and issubclass(one, _Settings)
+    ]
+
+
+def _tag(table: type[_Settings]) -> str:
+    return str(table.__struct_config__.tag)
 
 
 def _toml_value(text: str) -> object:

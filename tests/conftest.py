@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from flare_core import Plan
 from flare_core.application import Observer
+from packages import Install, installer
 from support import PATIENCE_S, RunningServer, RunServer, SiteFile
 
 settings.register_profile("patient", deadline=None)  # the machine may be busy
@@ -79,3 +80,11 @@ def site_file(tmp_path: Path) -> SiteFile:
         return path
 
     return write
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Install a package that brings something along, until the test is over."""
+    folder = tmp_path / tmp_path.name
+    folder.mkdir()
+    return installer(folder, monkeypatch)

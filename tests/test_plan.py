@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from flare_core import (
     ConfigurationError,
+    FedProx,
+    Plain,
     Plan,
     Schedule,
     Selection,
@@ -21,8 +23,12 @@ from flare_core._plan import plan_from
     [
         ("rounds=7", Plan(rounds=7)),
         (" rounds = 7 ", Plan(rounds=7)),
-        ("strategy.mu=0.1", Plan(rounds=3, strategy=StrategySettings(mu=0.1))),
-        ("strategy.mu=1", Plan(rounds=3, strategy=StrategySettings(mu=1.0))),
+        ("local.name=fedprox", Plan(rounds=3, local=FedProx(mu=0.01))),
+        ('local={name="fedprox", mu=1}', Plan(rounds=3, local=FedProx(mu=1.0))),
+        (
+            "strategy.settings.rate=0.1",
+            Plan(rounds=3, strategy=StrategySettings(settings={"rate": 0.1})),
+        ),
         ("strategy.name=krum", Plan(rounds=3, strategy=StrategySettings(name="krum"))),
         ("selection.sites=4", Plan(rounds=3, selection=Selection(sites=4))),
         (
@@ -42,11 +48,11 @@ def test_one_setting_can_be_changed(assignment: str, expected: Plan) -> None:
 def test_a_change_leaves_the_rest_and_the_plan_it_came_from() -> None:
     plan = Plan(rounds=3, selection=Selection(sites=4, quorum=2), select=["x"])
 
-    changed = plan.with_setting("strategy.mu=0.5")
+    changed = plan.with_setting("local.name=fedprox")
 
     assert changed.selection == plan.selection
     assert changed.select == ["x"]
-    assert plan.strategy.mu == 0
+    assert plan.local == Plain()
 
 
 @pytest.mark.parametrize(
@@ -55,16 +61,22 @@ def test_a_change_leaves_the_rest_and_the_plan_it_came_from() -> None:
         ("rounds", "expected key=value"),
         ("nodes=3", "unknown field `nodes`"),
         ("strategy.nu=1", "unknown field `nu` - at `$.strategy`; a plan has rounds"),
-        ("strategy.nu=1", "schedule.every_n_steps, strategy.name, strategy.mu, "),
+        ("strategy.nu=1", "strategy.settings, local.name, local.mu, "),
         ("strategies.mu=1", "no table 'strategies'"),
         ("rounds.x=1", "no table 'rounds'"),
-        ("strategy.mu.x=1", "no table 'mu'"),
+        ("strategy.name.x=1", "no table 'name'"),
         ("=1", "unknown field ``"),
         ("rounds=many", "Expected `int`, got `str` - at `$.rounds`"),
         ("rounds=1.5", "Expected `int`, got `float`"),
         ("rounds=0", "`int` >= 1 - at `$.rounds`"),
         ("rounds=", "Expected `int`"),
-        ("strategy.mu=-1", ">= 0.0 - at `$.strategy.mu`"),
+        ('local={name="fedprox", mu=-1}', ">= 0.0 - at `$.local.mu`"),
+        ("local.name=fedpox", "Invalid value 'fedpox' - at `$.local.name`; possible"),
+        ("local.name=fedpox", "possible are none, fedprox"),
+        ("local.mu=1", "unknown field `mu` - at `$.local`"),
+        ("strategy.settings.rate=[1]", "at `$.strategy.settings[...]`"),
+        ("strategy.name=fedprox", "into the table [local], as local.name; possible"),
+        ("strategy.name=scaffold", "possible there are none, fedprox"),
         ("strategy=fedavg", "Expected `object`, got `str` - at `$.strategy`"),
         ("optimizer_state=drop", "Invalid enum value 'drop'"),
         ("optimizer_state=drop", "possible are keep, reset"),
@@ -81,6 +93,15 @@ def test_a_setting_that_does_not_fit_is_named(assignment: str, what: str) -> Non
 
     assert str(error.value).startswith(f"--set {assignment}: ")
     assert what in str(error.value)
+
+
+def test_another_name_in_the_table_local_forgets_the_settings_of_the_one_before() -> (
+    None
+):
+    pulled = Plan(rounds=3, local=FedProx(mu=0.5))
+
+    assert pulled.with_setting("local.name=none").local == Plain()
+    assert pulled.with_setting("local.mu=0.25").local == FedProx(mu=0.25)
 
 
 def test_rounds_are_cut_by_epochs_or_steps_and_not_both() -> None:
@@ -144,6 +165,8 @@ def test_a_plan_that_is_none_is_named_by_its_source(tree: object, what: str) -> 
 
 
 _COUNT = st.integers(1, 10**6)
+_VALUE = st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | st.text()
+_SETTINGS = st.dictionaries(st.text(), _VALUE, max_size=3)
 
 
 @st.composite
@@ -154,7 +177,8 @@ def _plans(draw: st.DrawFn) -> Plan:
     return Plan(
         rounds=draw(_COUNT),
         schedule=Schedule(**schedule),
-        strategy=StrategySettings(mu=draw(st.floats(0, 10))),
+        strategy=StrategySettings(settings=draw(_SETTINGS)),
+        local=draw(st.builds(Plain) | st.builds(FedProx, mu=st.floats(0, 10))),
         selection=Selection(
             sites=sites, quorum=draw(st.none() | st.integers(1, sites))
         ),
@@ -178,7 +202,10 @@ def test_a_plan_survives_its_file(plan: Plan) -> None:
     assert plan_from(msgspec.toml.decode(file), source="plan.toml") == plan
 
 
-@pytest.mark.parametrize("assignment", ["rounds=4", "strategy.mu=0.1", "select=all"])
+@pytest.mark.parametrize(
+    "assignment",
+    ["rounds=4", "local.name=fedprox", "strategy.settings.a=1", "select=all"],
+)
 def test_another_plan_has_another_fingerprint(assignment: str) -> None:
     plan = Plan(rounds=3)
 
@@ -186,12 +213,12 @@ def test_another_plan_has_another_fingerprint(assignment: str) -> None:
 
 
 def test_a_fingerprint_does_not_depend_on_how_the_plan_was_written() -> None:
-    said = StrategySettings(name="fedavg", mu=0)
+    said = StrategySettings(name="fedavg", settings={})
 
     assert Plan(rounds=3, strategy=said).fingerprint == Plan(rounds=3).fingerprint
 
 
 def test_the_fingerprint_of_a_plan_is_what_it_was() -> None:
     """Site files name it, so that it must not change unseen."""
-    expected = "7935a97fe87563e4ece6c4ba27462ffbd86cb87277bbacc2638e7948ab834156"
+    expected = "bf062ca60ddf95e22b0554a04924d16dd0b2d58377e6e83397ade531ec979906"
     assert Plan(rounds=3).fingerprint == expected

@@ -1,4 +1,4 @@
-"""Terms that a strategy adds to the gradients at the sites."""
+"""Terms that a plan adds to the gradients at the sites."""
 
 from collections.abc import Iterable
 from typing import Protocol, final
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flare_core import StrategySettings, UnsupportedError
+from flare_core import FedProx, Local, UnsupportedError
 
 
 class GradientCorrection(Protocol):
@@ -30,10 +30,8 @@ class GradientCorrection(Protocol):
 
 
 @final
-class FedProx:
-    r"""Adds the gradient of :math:`\frac{\mu}{2}\|w - w_t\|^2` (FedProx).
-
-    Li et al., MLSys 2020, equation 2, https://arxiv.org/abs/1812.06127.
+class Proximal:
+    r"""Adds the gradient of :math:`\frac{\mu}{2}\|w - w_t\|^2`, see `FedProx`.
 
     Args:
         mu: Weight of the proximal term.
@@ -65,21 +63,25 @@ class FedProx:
                 continue
             if parameter.grad.is_sparse:
                 msg = (
-                    f"strategy.mu = {self._mu:g} cannot correct the sparse gradient of "
+                    f"local.mu = {self._mu:g} cannot correct the sparse gradient of "
                     f"a parameter of shape {tuple(parameter.shape)}: expected dense "
-                    "ones, e.g. Embedding(sparse=False), or strategy.mu = 0"
+                    "ones, e.g. Embedding(sparse=False), or local.mu = 0"
                 )
                 raise UnsupportedError(msg)
             pull = (parameter.detach() - anchor) * scale
             parameter.grad.add_(pull, alpha=self._mu)
 
 
-def correction(strategy: StrategySettings) -> GradientCorrection | None:
-    """Return what the strategy asks of the sites' gradients, if anything."""
-    return FedProx(strategy.mu) if strategy.mu > 0 else None
+def correction(local: Local) -> GradientCorrection | None:
+    """Return what the plan adds to the sites' gradients, if anything."""
+    match local:
+        case FedProx(mu=mu) if mu > 0:
+            return Proximal(mu)
+        case _:
+            return None
 
 
-def refuse_deepspeed(strategy: StrategySettings) -> None:
+def refuse_deepspeed(local: Local) -> None:
     """Raise: under DeepSpeed neither weights nor gradients are what they seem.
 
     It trains master weights of its own and steps inside ``backward``.
@@ -88,10 +90,10 @@ def refuse_deepspeed(strategy: StrategySettings) -> None:
         UnsupportedError: Always.
     """
     instead = "expected another engine (DDP, FSDP2)"
-    if correction(strategy) is not None:
+    if correction(local) is not None:
         msg = (
-            f"strategy.mu = {strategy.mu:g} corrects gradients before each optimizer "
-            f"step, but DeepSpeed steps inside backward(): {instead}"
+            f"the plan's {local} corrects gradients before each optimizer step, but "
+            f"DeepSpeed steps inside backward(): {instead}"
         )
         raise UnsupportedError(msg)
     msg = (

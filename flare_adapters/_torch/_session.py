@@ -83,7 +83,7 @@ class LocalSession:
         self._checkpoint = self._kept_in()
         self.trained: Trained | None = self._ranks.from_first(self._found)
         self._options = options.under(self.plan)
-        self._correction = correction(self.plan.strategy)
+        self._correction = correction(self.plan.local)
         self._members: dict[str, Member] = {}
         self._chosen: dict[str, str] = {}
         self.base: list[str] = []

@@ -19,7 +19,7 @@ def refuse_arguments(args: TrainingArguments, session: LocalSession) -> None:
         UnsupportedError: If it is.
     """
     if args.deepspeed_plugin is not None:
-        refuse_deepspeed(session.plan.strategy)
+        refuse_deepspeed(session.plan.local)
     parallelism = args.parallelism_config
     if parallelism is not None and parallelism.non_data_parallel_size > 1:
         msg = (
@@ -31,9 +31,9 @@ def refuse_arguments(args: TrainingArguments, session: LocalSession) -> None:
     optim = OptimizerNames(args.optim).value
     if session.corrects_gradients and ("lomo" in optim or "layerwise" in optim):
         msg = (
-            f"strategy.mu = {session.plan.strategy.mu:g} corrects gradients before "
-            f"each optimizer step, but TrainingArguments(optim={optim!r}) steps "
-            "inside backward(): expected another optimizer or strategy.mu = 0"
+            f"the plan's {session.plan.local} corrects gradients before each optimizer "
+            f"step, but TrainingArguments(optim={optim!r}) steps inside backward(): "
+            'expected another optimizer or local.name = "none"'
         )
         raise UnsupportedError(msg)
 

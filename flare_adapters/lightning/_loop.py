@@ -68,7 +68,7 @@ def refuse_engine(session: LocalSession, strategy: object) -> None:
     """
     names = {one.__name__ for one in type(strategy).__mro__}
     if "DeepSpeedStrategy" in names:
-        refuse_deepspeed(session.plan.strategy)
+        refuse_deepspeed(session.plan.local)
     if "FSDPStrategy" in names:
         msg = (
             "FSDPStrategy flattens parameters (FSDP version 1): expected "

@@ -10,7 +10,12 @@ from flare_core._model._dtypes import (
     shifted,
     squared_distance,
 )
-from flare_core._model._layout import Layout, TensorClass, TensorSpec
+from flare_core._model._layout import (
+    Layout,
+    TensorClass,
+    TensorSpec,
+    in_wire_order,
+)
 from flare_core._model._state import ModelState
 from flare_core._model._update import GlobalModel, Metrics, Update, as_scalars
 
@@ -28,6 +33,7 @@ __all__ = [
     "all_finite",
     "as_scalars",
     "bits_of",
+    "in_wire_order",
     "rounded_once",
     "shifted",
     "squared_distance",

@@ -1,6 +1,7 @@
 """Folds the updates of a round from their files into that of the next global model."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -18,17 +19,15 @@ from flare_core._model import (
     rounded_once,
 )
 from flare_core._plan import Plan
-from flare_core.application._publication import Memory, Publication, Publisher
+from flare_core.application._moments import Moments
+from flare_core.application._publication import Publication, Publisher
 from flare_core.application._spool import Spool
 from flare_core.communication import (
     Frame,
     body,
     file_bytes,
     header,
-    mapped,
-    pack,
     scratch,
-    unpack,
     write_file,
 )
 from flare_core.federation import Each, Fold, Part, Strategy, diverged
@@ -89,31 +88,30 @@ class Aggregator:
 
         Returns:
             The model; or what is wrong with it, if the strategy made it infinite.
+
+        Raises:
+            ConfigurationError: If there is no room for it, or what the strategy
+                remembers is of another one.
         """
         path = self._spool.model(number)
-        frames = self._frames(before.weights)
         try:
-            stream = write_file(path, file_bytes(self._layout), frames)
+            with self._moments(before, number) or nullcontext() as moments:
+                frames = self._frames(before.weights, moments)
+                stream = write_file(path, file_bytes(self._layout), frames)
         except _DivergedError as exc:
             return diverged(self._whose, exc.name)
         finally:
             self.begin_anew()
         published = self._publisher.next(path, stream, before)
-        return replace(published, memory=self._remember(number))
+        return replace(published, memory=moments and moments.finish())
 
-    def restore(self, path: Path) -> None:
-        """Have the strategy remember what it knew when a file was written."""
-        self._strategy.restore(unpack(mapped(path), classes={}))
-
-    def _remember(self, number: int) -> Memory | None:
-        """Write down what the strategy remembers, if it does."""
-        state = self._strategy.state()
-        if not state:
+    def _moments(self, before: Publication, number: int) -> Moments | None:
+        """Return what the strategy remembers, if it does."""
+        initial = self._strategy.moments
+        if not initial:
             return None
         path = self._spool.memory(number)
-        frames = pack(state)
-        size = sum(len(frame) for frame in frames)
-        return Memory(path, write_file(path, size, frames))
+        return Moments(self._layout, initial, before.memory, path)
 
     def _memory(self, num_bytes: int) -> memoryview:
         """Return the memory of the sums, the same in every round."""
@@ -121,29 +119,42 @@ class Aggregator:
             self._sums = scratch(self._spool.folder, num_bytes)
         return self._sums
 
-    def _frames(self, current: ModelState) -> Iterator[Frame]:
+    def _frames(self, current: ModelState, moments: Moments | None) -> Iterator[Frame]:
         yield header(self._layout.tensors)
 
         def step(batch: Sequence[Part]) -> list[Frame]:
-            return [self._frame(part, part.of(current)) for part in batch]
+            return [self._frame(part, part.of(current), moments) for part in batch]
 
         for batch in self._each(step, self._fold.batches):
             yield from batch
 
-    def _frame(self, part: Part, current: Array) -> Frame:
-        values = self._step(part, current)
+    def _frame(self, part: Part, current: Array, moments: Moments | None) -> Frame:
+        values = self._next(part, current, moments)
         if not all_finite(values):
             raise _DivergedError(part.spec.name)
         return body(part.spec, values)
 
-    def _step(self, part: Part, current: Array) -> Array:
+    def _next(self, part: Part, current: Array, moments: Moments | None) -> Array:
         mean = self._fold.mean(part)
         if part.spec.kind is TensorClass.COUNTER:
             return mean
-        moved = self._strategy.step(part, current, mean)
-        return rounded_once(np.asarray(moved), DTYPES[part.spec.dtype])
+        if part.spec.kind is TensorClass.PARAMETER:
+            mean = self._step(part, current, mean, moments)
+        return rounded_once(np.asarray(mean), DTYPES[part.spec.dtype])
+
+    def _step(
+        self, part: Part, current: Array, mean: Array, moments: Moments | None
+    ) -> Array:
+        if moments is None:
+            return self._strategy.step(part, current, mean, {})
+        remembered = moments.of(part)
+        moved = self._strategy.step(part, current, mean, remembered)
+        if not moments.keep(part, remembered):
+            raise _DivergedError(part.spec.name)
+        return moved
 
 
+@final
 class _DivergedError(Exception):
     """A strategy made a tensor infinite."""
 

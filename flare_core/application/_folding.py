@@ -72,7 +72,6 @@ class Folding:
             return model
         beside = self._spool.memory(number)
         check_file(beside, f"what the strategy remembers in round {number}", memory)
-        self._aggregator.restore(beside)
         return replace(model, memory=Memory(beside, memory))
 
     def begin(self) -> None:

@@ -11,7 +11,6 @@ from typing import final
 from flare_core._errors import ConfigurationError, ProtocolError, Refusal
 from flare_core._model import Layout, ModelState, TensorClass
 from flare_core._plan import Plan
-from flare_core._plugins import plugin
 from flare_core.application._aggregator import Aggregator
 from flare_core.application._archive import (
     FOLDER,
@@ -28,6 +27,7 @@ from flare_core.application._server import most_threads
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import mapped, unpack
+from flare_core.federation import strategy_of
 
 
 @final
@@ -55,6 +55,7 @@ def replay(
 
     A round starts from the model that was derived before it, or from the one that was
     kept where that could not be: so what is wrong with one round is told of it alone.
+    Where the strategy has moments, which nobody keeps, no later round can be derived.
 
     Args:
         plan: What was played.
@@ -63,10 +64,10 @@ def replay(
 
     Raises:
         ConfigurationError: If nothing was kept, the index is damaged, the strategy is
-            not installed, or there is no room for the models.
+            not installed or refuses its settings, or there is no room for the models.
     """
     kept = _Kept(folder)
-    strategy = plugin("flare_core.strategies", plan.strategy.name)
+    strategy = strategy_of(plan.strategy)
     with (
         tempfile.TemporaryDirectory(prefix="flare-replay-") as workspace,
         closing(Worker(_undelivered, num_threads=most_threads())) as worker,
@@ -74,9 +75,9 @@ def replay(
 
         def aggregator(layout: Layout) -> Aggregator:
             spool, each = Spool(Path(workspace)), worker.each
-            return Aggregator(plan, layout, strategy(plan.strategy), spool, each)
+            return Aggregator(plan, layout, strategy, spool, each)
 
-        rounds = _Rounds(kept, aggregator)
+        rounds = _Rounds(kept, aggregator, remembers=bool(strategy.moments))
         for record in records:
             yield rounds.derive(record)
 
@@ -137,11 +138,15 @@ class _Rounds:
     Args:
         kept: That.
         make: Returns what folds models of a layout.
+        remembers: Whether the strategy goes on from what it made of the round before.
     """
 
-    def __init__(self, kept: _Kept, make: Callable[[Layout], Aggregator]) -> None:
+    def __init__(
+        self, kept: _Kept, make: Callable[[Layout], Aggregator], *, remembers: bool
+    ) -> None:
         self._kept = kept
         self._make = make
+        self._remembers = remembers
         self._aggregator: Aggregator | None = None
         self._derived: Publication | None = None
 
@@ -166,6 +171,12 @@ class _Rounds:
 
     def _kept_model(self, number: int, partings: list[str]) -> Publication | None:
         """Return a model to start from that is not derived."""
+        if self._remembers and number:
+            partings.append(
+                "what the strategy remembered is unknown: the round before was not "
+                "derived"
+            )
+            return None
         entry = self._kept.models.get(number)
         if entry is None:
             partings.append(f"the model that it starts from is not in {INDEX}")

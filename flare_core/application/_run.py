@@ -7,7 +7,6 @@ import msgspec
 
 from flare_core._errors import Refusal
 from flare_core._model import Metrics, ModelState
-from flare_core._plugins import plugin
 from flare_core.application._distribution import Send
 from flare_core.application._events import (
     Observer,
@@ -43,6 +42,7 @@ from flare_core.communication import (
     Want,
     Welcome,
 )
+from flare_core.federation import strategy_of
 
 _LOST = (
     "the server knows nothing of site {site!r} in this run: it never joined, or the "
@@ -100,7 +100,7 @@ class Run:
             plan,
             lobby=self.lobby,
             intake=self._intake,
-            strategy=plugin("flare_core.strategies", plan.strategy.name)(plan.strategy),
+            strategy=strategy_of(plan.strategy),
             spool=spool,
             worker=worker,
             ledger=ledger,

@@ -10,11 +10,13 @@ from flare_core.federation._admission import (
     unfit,
     weighted_mean,
 )
+from flare_core.federation._choice import GROUP, strategy_class, strategy_of
 from flare_core.federation._fold import Each, Fold, Part
 from flare_core.federation._round import Round
 from flare_core.federation._strategy import FedAvg, Strategy
 
 __all__ = [
+    "GROUP",
     "Each",
     "FedAvg",
     "Fold",
@@ -27,6 +29,8 @@ __all__ = [
     "diverged",
     "inadmissible",
     "misfit",
+    "strategy_class",
+    "strategy_of",
     "unfit",
     "weighted_mean",
 ]

@@ -1,20 +1,43 @@
 """How the mean of the updates becomes the next global model."""
 
-from typing import Protocol, final
+from collections.abc import Mapping
+from typing import final
 
-from flare_core._model import Array, ModelState
-from flare_core._plan import StrategySettings
+import msgspec
+
+from flare_core._model import Array
 from flare_core.federation._fold import Part
 
 
-class Strategy(Protocol):
-    """Moves the global model; found by name in ``flare_core.strategies``."""
+class Strategy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Moves the global model; found by name in ``flare_core.strategies``.
 
-    def step(self, part: Part, current: Array, mean: Array) -> Array:
-        """Return the next values of some elements of the global model.
+    A strategy is its settings: the fields of the class are what a plan may say under
+    ``[strategy.settings]``, with their types, limits and defaults, and their words
+    under *Attributes* in the docstring.  It has no state of its own, so that parts can
+    be worked on by several threads; what it remembers from round to round are its
+    `moments`, which the server keeps.
 
-        Called once a round for each part of each tensor that is averaged, from any
-        thread; counters are not asked about.
+    What a class does not define, is that of federated averaging.
+    """
+
+    @property
+    def moments(self) -> Mapping[str, float]:
+        """What is remembered of each element of each parameter, by name.
+
+        The value is what it is before the first round.  A moment of a float64 tensor
+        is kept in float64, of a complex one in its own type, and of any other in
+        float32: so each takes as much room as a float32 model, on the server's disk.
+        """
+        return {}
+
+    def step(
+        self, part: Part, current: Array, mean: Array, moments: Mapping[str, Array]
+    ) -> Array:
+        """Return the next values of some elements of a parameter.
+
+        Called once a round for each part of each parameter, from any thread.  Buffers
+        take their mean and counters their maximum without being asked about.
 
         Args:
             part: Which elements.
@@ -22,50 +45,19 @@ class Strategy(Protocol):
                 its type; only to be read.
             mean: The weighted mean of the updates, in float64 or complex128; only to
                 be read.
+            moments: What is remembered of these elements, in the type of ``mean``; to
+                be changed in place, and rounded once when it is kept.
 
         Returns:
-            The next values, in the type of `mean`; they are rounded once.
+            The next values, in the type of ``mean``; they are rounded once.
         """
-        ...
-
-    def state(self) -> ModelState:
-        """Return what it remembers from round to round, such as moments; or nothing.
-
-        Called after each round; it is kept with the global model, whole, so that a
-        server that is started again goes on with it.
-        """
-        ...
-
-    def restore(self, state: ModelState) -> None:
-        """Remember what `state` had returned, before a server was started again.
-
-        Args:
-            state: Its arrays are only to be read, and not to be kept.
-        """
-        ...
+        del part, current, moments
+        return mean
 
 
 @final
-class FedAvg:
+class FedAvg(Strategy, frozen=True):
     """Federated averaging: the mean of the local models is the next global model.
 
-    McMahan et al., AISTATS 2017, Algorithm 1, https://arxiv.org/abs/1602.05629.  With
-    ``mu > 0`` the sites add the proximal term of FedProx (Li et al., MLSys 2020,
-    equation 2, https://arxiv.org/abs/1812.06127) to their gradients; the server's
-    part is the same.
+    McMahan et al., AISTATS 2017, Algorithm 1, https://arxiv.org/abs/1602.05629.
     """
-
-    def __init__(self, settings: StrategySettings) -> None:
-        del settings  # mu works at the sites
-
-    def step(self, part: Part, current: Array, mean: Array) -> Array:
-        """Return the mean."""
-        del part, current
-        return mean
-
-    def state(self) -> ModelState:
-        """Return nothing: the global model is all that it goes on from."""
-        return ModelState({})
-
-    def restore(self, state: ModelState) -> None:
-        """Do nothing."""

@@ -47,8 +47,8 @@ SetOption: TypeAlias = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change one setting of the plan, e.g. strategy.mu=0.1; can be repeated "
-        "and wins over all else.",
+        help="Change one setting of the plan, e.g. strategy.name=fedadam; can be "
+        "repeated and wins over all else.",
     ),
 ]
 RunDirOption: TypeAlias = Annotated[

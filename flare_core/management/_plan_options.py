@@ -25,7 +25,7 @@ def plan_of(
         file: A plan in TOML.
         sites: Sets ``selection.sites``.
         rounds: Sets ``rounds``.
-        settings: Assignments such as ``"strategy.mu=0.1"``.
+        settings: Assignments such as ``"selection.quorum=3"``.
 
     Raises:
         ConfigurationError: If a key is unknown or a value does not fit.

@@ -23,7 +23,7 @@ from flare_adapters._torch._host import Host
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import choose, members
 from flare_adapters._torch._state import gather, scatter
-from flare_core import Plan, Schedule, StrategySettings
+from flare_core import FedProx, Plan, Schedule
 from support import RunServer, SiteFile
 
 pytestmark = [NEEDS_CUDA, pytest.mark.usefixtures("deterministic")]
@@ -87,7 +87,7 @@ def played(
     plan = Plan(
         rounds=5,
         schedule=Schedule(every_n_steps=1),
-        strategy=StrategySettings(mu=request.param),
+        local=FedProx(mu=request.param),
     )
     file = site_file("a", run_server(plan).endpoint)
     model = Large().to(GPU)

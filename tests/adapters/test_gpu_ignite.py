@@ -18,7 +18,7 @@ from adapters.gpu import GPU, NEEDS_CUDA, on_host, places
 from adapters.ignite_runs import FEATURES, net, rows
 from adapters.sites import assert_equal, models, together
 from flare_adapters.monai import FLHandler
-from flare_core import Plan, Schedule, Selection, StrategySettings
+from flare_core import FedProx, Plan, Schedule, Selection
 from support import RunServer, SiteFile
 
 pytestmark = [
@@ -168,7 +168,7 @@ def test_fedprox_pulls_as_hard_whoever_unscales_the_gradients(
     site_file: SiteFile,
 ) -> None:
     def weights(mu: float, scaler: GradScaler | None) -> torch.Tensor:
-        plan = Plan(rounds=2, strategy=StrategySettings(mu=mu))
+        plan = Plan(rounds=2, local=FedProx(mu=mu))
         file = site_file("a", run_server(plan).endpoint)
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(FEATURES, 64), nn.Linear(64, 1)).to(GPU)

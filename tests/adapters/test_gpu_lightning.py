@@ -15,7 +15,7 @@ from adapters.lightning_runs import FEATURES, Log, Net, data, whole
 from adapters.scripts.lightning_site import trainer
 from adapters.sites import assert_equal, models, together
 from flare_adapters.lightning import FLCallback, FLStrategy
-from flare_core import Plan, Schedule, Selection, StrategySettings
+from flare_core import FedProx, Plan, Schedule, Selection
 from support import RunServer, SiteFile
 
 pytestmark = [
@@ -165,7 +165,7 @@ def test_fedprox_pulls_as_hard_whoever_unscales_the_gradients(
             return torch.optim.SGD(self.parameters(), lr=0.05, fused=fused)
 
     def weights(mu: float, **settings: Any) -> Tensor:
-        plan = Plan(rounds=1, strategy=StrategySettings(mu=mu))
+        plan = Plan(rounds=1, local=FedProx(mu=mu))
         file = site_file("a", run_server(plan).endpoint)
         net, watch = Pulled(0), Watch()
         run = trainer(max_epochs=1, callbacks=[FLCallback(file), watch], **settings)

@@ -20,10 +20,10 @@ from flare_adapters.huggingface import FLCallback
 from flare_adapters.huggingface._loop import innermost
 from flare_core import (
     ConfigurationError,
+    FedProx,
     HorizonError,
     Plan,
     Schedule,
-    StrategySettings,
 )
 from flare_core.application import SiteJoined, SiteLeft
 from support import RunServer, SiteFile
@@ -319,7 +319,7 @@ def test_fedprox_pulls_as_by_hand(
     plan = Plan(
         rounds=1,
         schedule=Schedule(every_n_steps=3),
-        strategy=StrategySettings(mu=mu),
+        local=FedProx(mu=mu),
     )
     server = run_server(plan)
 
@@ -336,7 +336,7 @@ def test_fedprox_pulls_as_by_hand(
 def test_no_hook_stays_behind(
     run_server: RunServer, site_file: SiteFile, tmp_path: Path
 ) -> None:
-    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=0.1)))
+    server = run_server(Plan(rounds=1, local=FedProx(mu=0.1)))
 
     trainer = run("llama", tmp_path, FLCallback(site_file("a", server.endpoint)))
 

@@ -25,6 +25,7 @@ from flare_adapters.huggingface import FLCallback
 from flare_adapters.huggingface._refuse import refuse_model
 from flare_core import (
     BaseModelError,
+    FedProx,
     LayoutError,
     Plan,
     PreflightPassed,
@@ -32,7 +33,6 @@ from flare_core import (
     Schedule,
     ScheduleError,
     Selection,
-    StrategySettings,
     UnsupportedError,
     UpdateError,
 )
@@ -135,12 +135,12 @@ def test_an_update_that_is_not_finite_is_refused(
 
 @pytest.mark.parametrize(
     ("mu", "words"),
-    [(0.1, "strategy.mu = 0.1 corrects gradients"), (0.0, "master weights")],
+    [(0.1, r"FedProx\(mu=0.1\) corrects gradients"), (0.0, "master weights")],
 )
 def test_deepspeed_is_refused(
     mu: float, words: str, run_server: RunServer, site_file: SiteFile
 ) -> None:
-    server = run_server(Plan(rounds=2, strategy=StrategySettings(mu=mu)))
+    server = run_server(Plan(rounds=2, local=FedProx(mu=mu)))
     file = site_file("a", server.endpoint)
     args = arguments(str(file.parent))
     args.deepspeed_plugin = DeepSpeedPlugin(zero_stage=2)
@@ -168,7 +168,7 @@ def test_ranks_that_share_a_batch_are_refused(
 def test_fedprox_with_steps_inside_backward_is_refused(
     run_server: RunServer, site_file: SiteFile
 ) -> None:
-    server = run_server(Plan(rounds=2, strategy=StrategySettings(mu=0.1)))
+    server = run_server(Plan(rounds=2, local=FedProx(mu=0.1)))
     file = site_file("a", server.endpoint)
     args = arguments(str(file.parent), optim="galore_adamw_layerwise")
 

@@ -17,10 +17,12 @@ from adapters.sites import assert_equal, models, records, together
 from flare_adapters.lightning import FLCallback
 from flare_core import (
     ConfigurationError,
+    FedProx,
+    Local,
+    Plain,
     Plan,
     Schedule,
     Selection,
-    StrategySettings,
 )
 from flare_core.application import (
     ManifestEntry,
@@ -144,8 +146,8 @@ def test_fedprox_pulls_each_step_towards_the_global_model(
 ) -> None:
     mu, rate = 0.5, 0.1
 
-    def weights(strategy: StrategySettings) -> Tensor:
-        server = run_server(Plan(rounds=1, strategy=strategy))
+    def weights(local: Local) -> Tensor:
+        server = run_server(Plan(rounds=1, local=local))
         loader = DataLoader(data(), batch_size=11)
         net = Linear(rate=rate)
         fit(net, loader, FLCallback(site_file("a", server.endpoint)))
@@ -161,10 +163,10 @@ def test_fedprox_pulls_each_step_towards_the_global_model(
             assert one.grad is not None
             one.data -= rate * (one.grad + mu * (one.detach() - anchor))
 
-    pulled = weights(StrategySettings(mu=mu))
+    pulled = weights(FedProx(mu=mu))
 
     torch.testing.assert_close(pulled, by_hand.layer.weight.detach())
-    assert not torch.allclose(pulled, weights(StrategySettings()), atol=1e-4)
+    assert not torch.allclose(pulled, weights(Plain()), atol=1e-4)
 
 
 def test_batch_counters_are_kept_as_integers(pair: Any) -> None:

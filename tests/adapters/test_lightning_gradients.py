@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from adapters.scripts.lightning_site import trainer
 from flare_adapters.lightning import FLCallback
-from flare_core import Plan, Schedule, StrategySettings, UnsupportedError
+from flare_core import FedProx, Plan, Schedule, UnsupportedError
 from flare_core.application import RoundPlayed
 from support import RunServer, SiteFile
 
@@ -52,7 +52,7 @@ class Two(LightningModule):
 def test_fedprox_corrects_each_of_several_optimizers_once(
     run_server: RunServer, site_file: SiteFile
 ) -> None:
-    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=_MU)))
+    server = run_server(Plan(rounds=1, local=FedProx(mu=_MU)))
     net = Two()
 
     trainer(max_epochs=1, callbacks=[FLCallback(site_file("a", server.endpoint))]).fit(
@@ -89,7 +89,7 @@ class One(LightningModule):
 def test_fedprox_is_as_strong_where_gradients_are_still_scaled(
     run_server: RunServer, site_file: SiteFile, *, fused: bool
 ) -> None:
-    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=_MU)))
+    server = run_server(Plan(rounds=1, local=FedProx(mu=_MU)))
     net = One(fused=fused)
     half = MixedPrecision("16-mixed", "cpu")
     callback = FLCallback(site_file("a", server.endpoint))

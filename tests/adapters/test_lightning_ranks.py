@@ -23,7 +23,7 @@ from adapters.scripts.lightning_site import LEARNING_RATE, Net, rows
 from flare_adapters._torch import LocalSession, options
 from flare_adapters.lightning import FLCallback, FLStrategy
 from flare_adapters.lightning._loop import refuse_engine
-from flare_core import Plan, Selection, StrategySettings, UnsupportedError
+from flare_core import FedProx, Plan, Selection, UnsupportedError
 from support import RunServer, SiteFile
 
 ROUNDS = 3
@@ -127,7 +127,7 @@ def test_the_callback_of_a_strategy_is_not_added_beside_the_users() -> None:
 @pytest.mark.parametrize(
     ("engine", "mu", "message"),
     [
-        (DeepSpeedStrategy, 0.1, r"strategy.mu = 0.1 .* DeepSpeed steps inside"),
+        (DeepSpeedStrategy, 0.1, r"FedProx\(mu=0.1\) .* DeepSpeed steps inside"),
         (DeepSpeedStrategy, 0, "master weights of its own"),
         (FSDPStrategy, 0, "flattens parameters.*ModelParallelStrategy"),
     ],
@@ -139,7 +139,7 @@ def test_an_engine_that_hides_weights_is_refused(
     run_server: RunServer,
     site_file: SiteFile,
 ) -> None:
-    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=mu)))
+    server = run_server(Plan(rounds=1, local=FedProx(mu=mu)))
     session = LocalSession(
         options(str(site_file("a", server.endpoint)), None, None, "auto", "keep")
     )

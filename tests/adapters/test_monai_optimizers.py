@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from adapters.ignite_runs import RATE, furthest, linear, loss_on, play, rows, sgd, whole
 from adapters.sites import models, records, together
 from flare_adapters.monai import FLHandler
-from flare_core import Plan, StrategySettings
+from flare_core import FedProx, Local, Plan
 from support import RunServer, SiteFile
 
 
@@ -78,8 +78,8 @@ def by_hand(mu: float, network: nn.Module, rate: float, batches: Any) -> None:
 def test_fedprox_pulls_each_step_towards_the_global_model(
     run_server: RunServer, site_file: SiteFile
 ) -> None:
-    def weights(strategy: StrategySettings) -> Tensor:
-        server = run_server(Plan(rounds=1, strategy=strategy))
+    def weights(local: Local) -> Tensor:
+        server = run_server(Plan(rounds=1, local=local))
         network = linear()
         play(
             network,
@@ -92,11 +92,11 @@ def test_fedprox_pulls_each_step_towards_the_global_model(
     play(plain, DataLoader(rows(), batch_size=11), None)
     by_hand(0.5, expected, RATE, DataLoader(rows(), batch_size=11))
 
-    pulled = weights(StrategySettings(mu=0.5))
+    pulled = weights(FedProx(mu=0.5))
 
     torch.testing.assert_close(pulled, expected.weight.detach())
     assert not torch.allclose(pulled, plain.weight.detach(), atol=1e-4)
-    assert torch.equal(weights(StrategySettings(mu=0.0)), plain.weight.detach())
+    assert torch.equal(weights(FedProx(mu=0.0)), plain.weight.detach())
 
 
 @pytest.mark.parametrize("backward_first", [False, True])
@@ -105,7 +105,7 @@ def test_fedprox_pulls_each_part_of_a_gan_once_a_step(
     run_server: RunServer,
     site_file: SiteFile,
 ) -> None:
-    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=0.5)))
+    server = run_server(Plan(rounds=1, local=FedProx(mu=0.5)))
 
     parts = gan(site_file("a", server.endpoint), 0, backward_first=backward_first)
 
@@ -121,7 +121,7 @@ def test_fedprox_is_not_scaled_by_mixed_precision(
     run_server: RunServer,
     site_file: SiteFile,
 ) -> None:
-    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=0.5)))
+    server = run_server(Plan(rounds=1, local=FedProx(mu=0.5)))
     network = linear()
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -194,7 +194,7 @@ def test_reset_drops_the_optimizers_state_each_round(
 
 
 def test_no_hook_stays_behind(run_server: RunServer, site_file: SiteFile) -> None:
-    server = run_server(Plan(rounds=1, strategy=StrategySettings(mu=0.5)))
+    server = run_server(Plan(rounds=1, local=FedProx(mu=0.5)))
     network = linear()
     optimizer = sgd(network)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from flare_adapters._torch._correction import FedProx
+from flare_adapters._torch._correction import Proximal
 from flare_adapters._torch._host import Host
 from flare_adapters._torch._metrics import scalars
 from flare_adapters._torch._ranks import Ranks
@@ -160,7 +160,7 @@ def test_metrics_that_are_no_numbers_are_left_out() -> None:
 
 def test_fedprox_refuses_a_sparse_gradient() -> None:
     words = nn.Embedding(4, 2, sparse=True)
-    term = FedProx(0.1)
+    term = Proximal(0.1)
     term.round_started(words.parameters())
     words(torch.tensor([1])).sum().backward()
 
@@ -170,7 +170,7 @@ def test_fedprox_refuses_a_sparse_gradient() -> None:
 
 def test_fedprox_pulls_as_hard_as_the_gradients_are_scaled() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
-    term = FedProx(0.5)
+    term = Proximal(0.5)
     term.round_started([weight])
     weight.data.fill_(3.0)
     weight.grad = torch.tensor([8.0])
@@ -182,7 +182,7 @@ def test_fedprox_pulls_as_hard_as_the_gradients_are_scaled() -> None:
 
 def test_fedprox_pulls_towards_the_global_model_of_the_round() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
-    term = FedProx(0.5)
+    term = Proximal(0.5)
     term.round_started([weight])
     weight.data.fill_(3.0)
     term.round_started([weight])

@@ -102,7 +102,7 @@ def test_a_site_whose_script_failed_comes_back_and_plays_the_same_round(
     [
         (flare.Plan(rounds=0), "rounds"),
         (flare.Plan(rounds=1, selection=flare.Selection(sites=0)), "selection.sites"),
-        (flare.Plan(rounds=1, strategy=flare.StrategySettings(mu=-1)), "strategy.mu"),
+        (flare.Plan(rounds=1, local=flare.FedProx(mu=-1)), "local.mu"),
     ],
 )
 def test_a_plan_that_python_made_keeps_the_rules_too(

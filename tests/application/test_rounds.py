@@ -300,7 +300,7 @@ def test_the_plan_is_the_server_s(run_server: RunServer, site_file: SiteFile) ->
     settings = flare.Plan(
         rounds=1,
         schedule=flare.Schedule(every_n_steps=5),
-        strategy=flare.StrategySettings(mu=0.25),
+        local=flare.FedProx(mu=0.25),
         select=["head.*"],
         optimizer_state="reset",
     )

@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flare_core import Layout, ModelState, Plan, ProtocolError, Refusal, TensorSpec
-from flare_core._plan import Schedule, Selection, StrategySettings
+from flare_core._plan import FedProx, Plain, Schedule, Selection, StrategySettings
 from flare_core.communication import (
     CHUNK_BYTES,
     INITIAL,
@@ -43,6 +43,9 @@ _NUM_BYTES = st.integers(0, 2**62 - 1)
 _ROUND = st.integers(0, 2**32)
 _SITE = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
 
+_VALUE = st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | _TEXT
+_SETTINGS = st.dictionaries(_TEXT, _VALUE, max_size=3)
+
 
 @st.composite
 def _plans(draw: st.DrawFn) -> Plan:
@@ -53,7 +56,8 @@ def _plans(draw: st.DrawFn) -> Plan:
     return Plan(
         rounds=draw(_COUNTS),
         schedule=Schedule(**draw(st.sampled_from([{}, lengths]))),
-        strategy=StrategySettings(mu=draw(st.floats(0, 1))),
+        strategy=StrategySettings(settings=draw(_SETTINGS)),
+        local=draw(st.builds(Plain) | st.builds(FedProx, mu=st.floats(0, 1))),
         selection=Selection(
             sites=sites, quorum=draw(st.none() | st.integers(1, sites))
         ),

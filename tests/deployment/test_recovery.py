@@ -15,6 +15,7 @@ import pytest
 import flare_core as flare
 from deployed import Deployment, deployment
 from flare_core.application import RoundRecord
+from packages import Install
 from site_scripts import WAIT_S, Local, model, plan, play, wander
 
 _ROUNDS = 3
@@ -194,50 +195,37 @@ def test_a_store_of_another_run_is_named(game: _Game, deployed: Deployment) -> N
 
 
 _MOMENTUM = '''
-import numpy as np
-
-from flare_core import ModelState
+import flare_core
 
 
-class Momentum:
-    """FedAvgM: the step of each round, and nine tenths of the ones before."""
+class Momentum(flare_core.Strategy, frozen=True):
+    """FedAvgM: the step of each round, and some of the ones before."""
 
-    def __init__(self, settings):
-        self._velocity = {}
+    decay: float = 0.0
 
-    def step(self, part, current, mean):
-        velocity = self._velocity.setdefault(part.spec.name, np.zeros(part.spec.shape))
-        own = velocity.reshape(-1)[part.start : part.stop]
-        own[...] = 0.9 * own + (mean - current)
-        return current + own
+    @property
+    def moments(self):
+        return {"velocity": 0.0}
 
-    def state(self):
-        return ModelState(self._velocity)
-
-    def restore(self, state):
-        self._velocity = {name: np.array(array) for name, array in state.items()}
+    def step(self, part, current, mean, moments):
+        velocity = moments["velocity"]
+        velocity *= self.decay
+        velocity += mean - current
+        return current + velocity
 '''
-
-
-@pytest.fixture
-def momentum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a strategy with a memory, which another package brings along."""
-    package = tmp_path / "momentum-1.0.dist-info"
-    package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: momentum\n")
-    points = "[flare_core.strategies]\nmomentum = a_momentum_strategy:Momentum\n"
-    (package / "entry_points.txt").write_text(points)
-    (tmp_path / "a_momentum_strategy.py").write_text(_MOMENTUM)
-    monkeypatch.syspath_prepend(tmp_path)
-    return "momentum"
 
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_what_a_strategy_remembers_outlives_the_server(
-    *, restart: bool, momentum: str, deployed: Deployment, pool: ThreadPoolExecutor
+    *,
+    restart: bool,
+    install: Install,
+    deployed: Deployment,
+    pool: ThreadPoolExecutor,
 ) -> None:
+    install("flare_core.strategies", _MOMENTUM, momentum="Momentum")
     deployed.member("a")
-    strategy = flare.StrategySettings(name=momentum)
+    strategy = flare.StrategySettings(name="momentum", settings={"decay": 0.9})
     deployed.create("demo", flare.Plan(rounds=4, strategy=strategy))
     in_round_2, may_go_on = threading.Event(), threading.Event()
 

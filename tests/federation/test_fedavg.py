@@ -1,11 +1,9 @@
 import numpy as np
-import pytest
 
 from averaging import assembled
-from flare_core import ConfigurationError, ModelState, StrategySettings
+from flare_core import ModelState
 from flare_core._model import Array
-from flare_core._plugins import plugin
-from flare_core.federation import FedAvg, Fold, Part, Round, Strategy
+from flare_core.federation import FedAvg, Fold, Round, Strategy
 
 SIZES = {"a": 3, "b": 17, "c": 80}
 RATE = 0.05
@@ -28,7 +26,7 @@ def _federated(num_examples: dict[str, int]) -> Array:
     ends = np.cumsum(list(SIZES.values()))[:-1]
     parts = zip(np.split(x, ends), np.split(y, ends), strict=True)
     shares = dict(zip(SIZES, parts, strict=True))
-    strategy = FedAvg(StrategySettings())
+    strategy = FedAvg()
     model = ModelState({"w": np.zeros(4)})
     for number in range(ROUNDS):
         played = Round(number, SIZES, quorum=3)
@@ -49,7 +47,7 @@ def _next(
     return assembled(
         fold,
         model.layout,
-        lambda part: strategy.step(part, part.of(model), fold.mean(part)),
+        lambda part: strategy.step(part, part.of(model), fold.mean(part), {}),
     )
 
 
@@ -69,22 +67,3 @@ def test_without_the_sizes_as_weights_it_is_not() -> None:
     uniform = _federated(dict.fromkeys(SIZES, 1))
 
     assert np.abs(uniform - _centralised()).max() > 1e-3
-
-
-def test_federated_averaging_is_found_by_its_name() -> None:
-    assert plugin("flare_core.strategies", "fedavg") is FedAvg
-
-
-def test_fedprox_is_the_sites_business() -> None:
-    current, mean = np.asarray([1.0]), np.asarray([2.0])
-    part = Part(ModelState({"w": current}).layout.tensors[0], 0, 1)
-
-    assert FedAvg(StrategySettings(mu=0.1)).step(part, current, mean) is mean
-
-
-@pytest.mark.parametrize("name", ["", "fedavgg"])
-def test_a_strategy_that_is_not_installed_is_named_with_those_that_are(
-    name: str,
-) -> None:
-    with pytest.raises(ConfigurationError, match=f"called {name!r}; installed: fedavg"):
-        plugin("flare_core.strategies", name)

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from flare_core import Plan
+from flare_core import Plain, Plan
 from simulated import LEARNS, Flare, WriteScript
 
 
@@ -37,7 +37,11 @@ def test_compares_with_each_site_alone_and_all_data_together(
 def test_the_baselines_play_the_schedule_for_one_site_without_a_pull(
     flare: Flare, script: WriteScript, tmp_path: Path
 ) -> None:
-    settings = ["schedule.every_n_steps=7", "strategy.mu=0.3", "selection.quorum=1"]
+    settings = [
+        "schedule.every_n_steps=7",
+        "local.name=fedprox",
+        "selection.quorum=1",
+    ]
     options = [part for setting in settings for part in ("--set", setting)]
 
     flare("simulate", script(LEARNS), *options, "--run-dir", "r", "--baselines")
@@ -46,7 +50,7 @@ def test_the_baselines_play_the_schedule_for_one_site_without_a_pull(
     plan = msgspec.toml.decode(text, type=Plan)
     assert plan.schedule.every_n_steps == 7
     assert plan.selection.sites == 1
-    assert plan.strategy.mu == 0
+    assert plan.local == Plain()
 
 
 def test_a_site_that_fails_alone_ends_all_baselines(

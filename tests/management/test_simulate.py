@@ -9,7 +9,7 @@ import pytest
 from blake3 import blake3
 from safetensors.numpy import load_file
 
-from flare_core import ConfigurationError, Plan, site
+from flare_core import ConfigurationError, FedProx, Plan, site
 from flare_core.application import Result, RoundRecord
 from flare_core.management import plan_of, simulate
 from simulated import LEARNS, Flare, WriteScript
@@ -170,10 +170,12 @@ def test_the_cores_are_shared_out_among_the_sites(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("strategy.mu", "expected key=value"),
+        ("local.mu", "expected key=value"),
         ("strategy.moo=1", "unknown field `moo`"),
         ("nothing.mu=1", "a plan has no table 'nothing'"),
-        ("strategy.mu=-1", "strategy.mu"),
+        ("local={name='fedprox', mu=-1}", "local.mu"),
+        ("strategy.name=fedprox", "it belongs into the table [local]"),
+        ("strategy.settings.mu=1", "strategy 'fedavg': "),
         ("strategy.name=fedsgd", "no flare_core.strategies plugin is called"),
         ("selection.quorum=9", "can never be met"),
     ],
@@ -190,12 +192,13 @@ def test_the_command_explains_a_wrong_setting(
 
 def test_options_win_over_the_plan_and_settings_over_options(tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
-    file.write_text("rounds = 7\n[selection]\nsites = 3\n[strategy]\nmu = 0.5\n")
+    file.write_text('rounds = 7\n[selection]\nsites = 3\n[local]\nname = "fedprox"\n')
 
-    plan = plan_of(file, rounds=8, settings=["selection.sites=4", "strategy.mu=0.1"])
+    plan = plan_of(file, rounds=8, settings=["selection.sites=4", "local.mu=0.1"])
 
     assert isinstance(plan, Plan)
-    assert (plan.rounds, plan.selection.sites, plan.strategy.mu) == (8, 4, 0.1)
+    assert (plan.rounds, plan.selection.sites) == (8, 4)
+    assert plan.local == FedProx(mu=0.1)
 
 
 def test_words_in_braces_become_the_sites_own(

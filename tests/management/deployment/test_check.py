@@ -186,7 +186,12 @@ def _sql(statement: str) -> Callable[[Path], None]:
         ("runs/over", shutil.rmtree, "run over", "runs/over is missing; restore"),
         ("runs/over/plan.toml", Path.unlink, "run over", "plan.toml is missing"),
         ("runs/over/plan.toml", _append("="), "run over", "expected TOML"),
-        ("runs/on/plan.toml", _replace("mu = 0", "mu = 1"), "run on", "is not the pl"),
+        (
+            "runs/on/plan.toml",
+            _replace('"none"', '"fedprox"'),
+            "run on",
+            "is not the pl",
+        ),
         (
             "runs/over/rounds.jsonl",
             _lose_a_line,
