@@ -14,9 +14,10 @@ from sphinx.util.docutils import SphinxDirective
 
 import flare_core
 import flare_core.application
+from flare_core.management._described import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tables import roles_table, settings, settings_table
+from tables import roles_table, settings_table, strategies_page
 
 project = "flare-adapters"
 author = "the flare-adapters contributors"
@@ -121,8 +122,17 @@ class RolesTable(_Table):
         return self._parsed(roles_table())
 
 
+class StrategiesPage(_Table):
+    """``{strategies}``: what is installed, with the settings of each."""
+
+    def run(self) -> list[Node]:
+        """Return a section for each."""
+        return self._parsed(strategies_page())
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is defined here."""
     app.add_directive("settings", SettingsTable)
     app.add_directive("roles", RolesTable)
+    app.add_directive("strategies", StrategiesPage)
     app.connect("autodoc-process-signature", _readable)

@@ -49,6 +49,7 @@ from flare_core.management._run_commands import run_app
 from flare_core.management._run_folder import fresh_folder
 from flare_core.management._server_commands import roles, server_app, status
 from flare_core.management._site_commands import site_app
+from flare_core.management._strategies import strategies
 from flare_core.management._summary import Tally, summary
 
 app = typer.Typer(
@@ -68,6 +69,7 @@ app.add_typer(site_app, name="site")
 for _name, _one_command in (
     ("status", status),
     ("roles", roles),
+    ("strategies", strategies),
     ("invite", invite),
     ("accept", accept),
     ("members", members),

@@ -1,14 +1,12 @@
 """The documentation keeps up with the code."""
 
 import ast
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -17,6 +15,7 @@ import typer
 
 import flare_core
 from flare_core.management._deployment import ServerSettings
+from flare_core.management._described import settings
 from flare_core.management.cli import app
 from inspection import sources
 
@@ -59,19 +58,6 @@ class Talkative(msgspec.Struct):
     Attributes:
         known: A word too many.
     """
-
-
-def _tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = tables  # dataclasses look there
-    spec.loader.exec_module(tables)
-    return tables
-
-
-TABLES = _tables()
 
 
 def _commands(command: Any, name: str = "flare") -> Iterator[tuple[str, Any]]:
@@ -146,30 +132,30 @@ def test_the_tutorial_ends_as_it_says(tmp_path: Path) -> None:
     assert found.groups() == promised.groups()
 
 
-@pytest.mark.parametrize("settings", [ServerSettings, flare_core.Site])
-def test_every_setting_has_a_word(settings: type[msgspec.Struct]) -> None:
-    without = ["file"] if settings is flare_core.Site else []
+@pytest.mark.parametrize("struct", [ServerSettings, flare_core.Site])
+def test_every_setting_has_a_word(struct: type[msgspec.Struct]) -> None:
+    without = ["file"] if struct is flare_core.Site else []
 
-    rows = list(TABLES.settings(settings, without=without))
+    rows = list(settings(struct, without=without))
 
     assert len(rows) > 10
     assert all(row.meaning for row in rows)
 
 
 def test_a_table_has_the_limits_and_defaults_of_a_setting() -> None:
-    rows = {row.key: row for row in TABLES.settings(ServerSettings)}
+    rows = {row.key: row for row in settings(ServerSettings)}
 
     assert rows["listen"].default == "required"
     assert rows["limits.strangers"].type == "integer ≥ 1"
     assert rows["limits.strangers"].default == "`64`"
 
 
-@pytest.mark.parametrize("settings", [Silent, Talkative])
+@pytest.mark.parametrize("struct", [Silent, Talkative])
 def test_a_setting_without_a_word_or_a_word_without_one_builds_nothing(
-    settings: type[msgspec.Struct],
+    struct: type[msgspec.Struct],
 ) -> None:
-    with pytest.raises(LookupError, match=settings.__name__):
-        list(TABLES.settings(settings))
+    with pytest.raises(LookupError, match=struct.__name__):
+        list(settings(struct))
 
 
 def test_the_commands_are_found() -> None:
