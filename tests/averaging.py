@@ -1,12 +1,26 @@
 """Puts models together from the parts that a fold is worked on in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from flare_core import DTYPES, Layout, ModelState, TensorClass
+from flare_core import (
+    DTYPES,
+    Layout,
+    ModelState,
+    Plan,
+    Strategy,
+    TensorClass,
+)
 from flare_core._model import Array, rounded_once
-from flare_core.federation import Fold, Part
+from flare_core.application._aggregator import Aggregator
+from flare_core.application._spool import Spool
+from flare_core.communication import file_bytes, pack, write_file
+from flare_core.federation import Each, Fold, Part
 
 
 def mean_of(fold: Fold, layout: Layout) -> ModelState:
@@ -33,3 +47,62 @@ def _in_type(part: Part, values: Array) -> Array:
     if part.spec.kind is TensorClass.COUNTER:
         return values
     return rounded_once(np.asarray(values), DTYPES[part.spec.dtype])
+
+
+class DivergedError(Exception):
+    """A strategy made a model infinite."""
+
+
+class Averaging:
+    """Rounds by the server's own aggregator, with no server around it.
+
+    Args:
+        folder: For the models and what the strategy remembers; empty.
+        strategy: What moves the model.
+        first: The model that is started from.
+        each: Shares the parts among threads.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        strategy: Strategy,
+        first: Mapping[str, npt.ArrayLike],
+        each: Each = map,
+    ) -> None:
+        model = ModelState(first)
+        self._number = 0
+        self._new = partial(
+            Aggregator, Plan(rounds=1), model.layout, strategy, Spool(folder), each
+        )
+        self._aggregator = self._new()
+        path = folder / "first.safetensors"
+        stream = write_file(path, file_bytes(model.layout), pack(model))
+        self._current = self._aggregator.first(path, stream)
+
+    @property
+    def model(self) -> ModelState:
+        """The global model."""
+        return self._current.weights
+
+    def restart(self) -> None:
+        """Go on with what is in the files, as another server would."""
+        before, self._aggregator = self._current, self._new()
+        again = self._aggregator.first(before.model.path, before.model.stream)
+        self._current = replace(again, memory=before.memory)
+
+    def play(self, *updates: tuple[Mapping[str, npt.ArrayLike], int]) -> ModelState:
+        """Average weights with their numbers of examples; return the next model.
+
+        Raises:
+            DivergedError: If what came out is none.
+        """
+        for weights, num_examples in updates:
+            whole = ModelState(weights, classes=self.model.layout.classes)
+            self._aggregator.add(whole, num_examples)
+        self._number += 1
+        outcome = self._aggregator.finish(self._current, self._number)
+        if isinstance(outcome, str):
+            raise DivergedError(outcome)
+        self._current = outcome
+        return self.model

@@ -8,7 +8,6 @@ from typing import final
 
 import numpy as np
 
-from flare_core._errors import Refusal
 from flare_core._model import (
     DTYPES,
     Array,
@@ -30,7 +29,7 @@ from flare_core.communication import (
     scratch,
     write_file,
 )
-from flare_core.federation import Each, Fold, Part, Strategy, diverged
+from flare_core.federation import Each, Fold, Part, Strategy
 
 
 @final
@@ -55,7 +54,7 @@ class Aggregator:
     ) -> None:
         self._layout = layout
         self._strategy = strategy
-        self._whose = f"strategy {plan.strategy.name}"
+        self._name = plan.strategy.name
         self._publisher = Publisher(layout, plan.encoding, spool.folder)
         self._each = each
         self._spool = spool
@@ -79,7 +78,7 @@ class Aggregator:
         """Forget the updates that were added."""
         self._fold = Fold(self._layout, self._memory)
 
-    def finish(self, before: Publication, number: int) -> Publication | Refusal:
+    def finish(self, before: Publication, number: int) -> Publication | str:
         """Write and publish the next global model, and begin anew.
 
         Args:
@@ -87,7 +86,7 @@ class Aggregator:
             number: Of the round that starts from the new one.
 
         Returns:
-            The model; or what is wrong with it, if the strategy made it infinite.
+            The model; or why there is none, if the strategy made it infinite.
 
         Raises:
             ConfigurationError: If there is no room for it, or what the strategy
@@ -99,7 +98,12 @@ class Aggregator:
                 frames = self._frames(before.weights, moments)
                 stream = write_file(path, file_bytes(self._layout), frames)
         except _DivergedError as exc:
-            return diverged(self._whose, exc.name)
+            return (
+                f"strategy {self._name!r} made tensor {exc.name!r}, or what it "
+                "remembers of it, infinite or not a number: its steps are too long; "
+                "lower its learning rate under [strategy.settings], or that of the "
+                "sites"
+            )
         finally:
             self.begin_anew()
         published = self._publisher.next(path, stream, before)
@@ -139,7 +143,8 @@ class Aggregator:
         if part.spec.kind is TensorClass.COUNTER:
             return mean
         if part.spec.kind is TensorClass.PARAMETER:
-            mean = self._step(part, current, mean, moments)
+            with np.errstate(over="ignore", invalid="ignore"):  # it is looked at next
+                mean = self._step(part, current, mean, moments)
         return rounded_once(np.asarray(mean), DTYPES[part.spec.dtype])
 
     def _step(

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import final
 
-from flare_core._errors import Refusal
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Plan
 from flare_core.application._aggregator import Aggregator
@@ -100,13 +99,13 @@ class Folding:
         self,
         model: Publication,
         number: int,
-        then: Callable[[Publication | Refusal], None],
+        then: Callable[[Publication | str], None],
     ) -> None:
         """Write the next model.
 
         Args:
             model: The one that the round started from.
             number: Of the round that starts from the next one.
-            then: Called with it on the server's thread.
+            then: Called on the server's thread with it, or with why there is none.
         """
         self._worker.do(partial(self._aggregator.finish, model, number), then)

@@ -83,7 +83,11 @@ class Moments:
         wide = accumulator_dtype(DTYPES[part.spec.dtype])
         size = part.stop - part.start
         if self._before is None:
-            return {name: np.full(size, at, wide) for name, at in self._initial.items()}
+            reals = size * wide.itemsize // np.dtype(np.float64).itemsize
+            return {
+                name: np.full(reals, at).view(wide)
+                for name, at in self._initial.items()
+            }
         rows = self._before[part.spec.name][:, part.start : part.stop]
         return {
             name: row.astype(wide)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from flare_core._errors import ConfigurationError, ProtocolError, Refusal
+from flare_core._errors import ConfigurationError, ProtocolError
 from flare_core._model import Layout, ModelState, TensorClass
 from flare_core._plan import Plan
 from flare_core.application._aggregator import Aggregator
@@ -212,7 +212,7 @@ class _Rounds:
         base: Publication | None,
         updates: Sequence[UpdateEntry],
         weights: Sequence[ModelState | None],
-    ) -> Publication | Refusal | None:
+    ) -> Publication | str | None:
         if base is None or self._aggregator is None:
             return None
         for update, one in zip(updates, weights, strict=True):
@@ -222,14 +222,14 @@ class _Rounds:
 
     def _compare(
         self,
-        outcome: Publication | Refusal | None,
+        outcome: Publication | str | None,
         record: RoundRecord,
         partings: list[str],
     ) -> str:
         """Return the hash of what came out; go on from it if it is the right one."""
         self._derived = None
         if not isinstance(outcome, Publication):
-            partings += [str(outcome)] if outcome is not None else []
+            partings += [outcome] if outcome is not None else []
             return ""
         digest = blake3_of(outcome.model.path)
         if digest == record.blake3:

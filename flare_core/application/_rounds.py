@@ -329,9 +329,9 @@ class Rounds:
             self._look_whether_it_waits(self._round)
             self._go_on(self._round)
 
-    def _played(self, current: Round, outcome: Publication | Refusal) -> None:
+    def _played(self, current: Round, outcome: Publication | str) -> None:
         """A round is over."""
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, str):
             self._failed(f"round {current.number}: {outcome}", "")
             return
         self.weights = current.num_examples

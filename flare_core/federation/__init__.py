@@ -1,10 +1,10 @@
 """The rules of a federation, pure: no socket, file, thread or clock."""
 
+from flare_core.federation._adaptive import FedAdagrad, FedAdam, FedYogi
 from flare_core.federation._admission import (
     differing_bases,
     differing_layouts,
     differing_schedules,
-    diverged,
     inadmissible,
     misfit,
     unfit,
@@ -12,13 +12,19 @@ from flare_core.federation._admission import (
 )
 from flare_core.federation._choice import GROUP, strategy_class, strategy_of
 from flare_core.federation._fold import Each, Fold, Part
+from flare_core.federation._momentum import DiLoCo, FedAvgM
 from flare_core.federation._round import Round
 from flare_core.federation._strategy import FedAvg, Strategy
 
 __all__ = [
     "GROUP",
+    "DiLoCo",
     "Each",
+    "FedAdagrad",
+    "FedAdam",
     "FedAvg",
+    "FedAvgM",
+    "FedYogi",
     "Fold",
     "Part",
     "Round",
@@ -26,7 +32,6 @@ __all__ = [
     "differing_bases",
     "differing_layouts",
     "differing_schedules",
-    "diverged",
     "inadmissible",
     "misfit",
     "strategy_class",

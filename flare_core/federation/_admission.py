@@ -154,7 +154,7 @@ def unfit(site: str, weights: ModelState, layout: Layout) -> Refusal | None:
         return refusal
     for name, array in weights.items():
         if not all_finite(array):
-            return diverged(site, name)
+            return _diverged(site, name)
     return None
 
 
@@ -165,8 +165,7 @@ def misfit(site: str, layout: Layout, expected: Layout) -> Refusal | None:
     return _layout_refusal(site, layout, "", expected)
 
 
-def diverged(site: str, name: str) -> Refusal:
-    """Return the refusal of a tensor that is not finite."""
+def _diverged(site: str, name: str) -> Refusal:
     return _update_refusal(
         site,
         f"tensor {name!r}",

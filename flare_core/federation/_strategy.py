@@ -25,7 +25,8 @@ class Strategy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def moments(self) -> Mapping[str, float]:
         """What is remembered of each element of each parameter, by name.
 
-        The value is what it is before the first round.  A moment of a float64 tensor
+        The value is what it is before the first round, in a complex tensor for both
+        parts of each element.  A moment of a float64 tensor
         is kept in float64, of a complex one in its own type, and of any other in
         float32: so each takes as much room as a float32 model, on the server's disk.
         """

@@ -4,7 +4,6 @@ A key without a word is an error, and so is a word without a key.
 """
 
 import inspect
-import math
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -141,7 +140,7 @@ def _words(kind: Type) -> str:
 def _limits(kind: IntType | FloatType) -> Iterator[str]:
     limits = {"≥": kind.ge, ">": kind.gt, "≤": kind.le, "<": kind.lt}
     for sign, limit in limits.items():
-        if limit is not None and math.isfinite(limit):
+        if limit is not None:
             yield f"{sign} {limit:,}"
 
 

@@ -69,10 +69,12 @@ def played(
         encoding: flare.Encoding = ENCODINGS["as they are"],
         *,
         shared: bool = False,
+        strategy: str = "fedavg",
     ) -> Run:
         what = flare.Plan(
             rounds=3,
             selection=flare.Selection(sites=len(SITES)),
+            strategy=flare.StrategySettings(name=strategy),
             encoding=encoding,
             keep_updates=True,
         )
@@ -133,6 +135,33 @@ def test_every_model_is_derived_again_bit_for_bit(
     assert [one.blake3 for one in again] == [one.blake3 for one in run.records]
     assert len({one.blake3 for one in again}) == len(again)
     assert len(list((run.folder / FOLDER).iterdir())) == 4 + 3 * 3
+
+
+@pytest.mark.parametrize("strategy", ["fedavgm", "fedadam", "diloco"])
+def test_what_a_strategy_remembered_is_derived_again_too(
+    played: Played, strategy: str
+) -> None:
+    run = played(4 * SHORT_BYTES, strategy=strategy)
+
+    again = list(replay(run.plan, run.records, run.folder))
+
+    assert [one.partings for one in again] == [(), (), ()]
+    assert [one.blake3 for one in again] == [one.blake3 for one in run.records]
+
+
+def test_what_follows_from_what_cannot_be_derived_is_said_to_be_unknown(
+    played: Played,
+) -> None:
+    run = played(strategy="fedadam")
+    run.kept("update", 1, "b").unlink()
+
+    before, missing, after = run.partings()
+
+    assert before == ()
+    assert "site 'b': its update" in missing[0]
+    assert after == (
+        "what the strategy remembered is unknown: the round before was not derived",
+    )
 
 
 def test_a_round_of_fewer_sites_is_derived_again(
