@@ -182,9 +182,12 @@ def _rounds(
 ) -> Seconds:
     """Play rounds of three updates each; the first round is not counted."""
     seconds: Seconds = defaultdict(list)
+    update = flare.Contribution(site="a", num_examples=3)
     for _ in range(samples + 1):
         for what in ("first update", "second update", "further update"):
-            seconds[what].append(_timed(lambda: aggregator.add(load(), 3)))
+            seconds[what].append(
+                _timed(lambda: aggregator.add(load(), update, before.weights))
+            )
         seconds["finish"].append(_timed(lambda: aggregator.finish(before, 0)))
     return {what: found[1:] for what, found in seconds.items()}
 

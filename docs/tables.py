@@ -34,7 +34,9 @@ def strategies_page() -> str:
     """Return what there is to say of each strategy, with its settings."""
     sections: list[str] = []
     for one in installed():
-        sections += [f"**{one.name}**", one.summary, _disk(one.num_moments)]
+        sections += [f"**{one.name}**", one.summary]
+        if one.num_moments is not None:
+            sections.append(_disk(one.num_moments))
         if one.settings:
             sections.append(settings_table(one.settings))
     return "\n\n".join(sections)

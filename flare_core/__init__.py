@@ -53,7 +53,7 @@ from flare_core._plan import (
     StrategySettings,
 )
 from flare_core._site import Binding, Policy, Resources, Site, site
-from flare_core.federation import Part, Strategy
+from flare_core.federation import Contribution, Part, Strategy
 
 if _typing.TYPE_CHECKING:
     from flare_core.application import (
@@ -75,6 +75,7 @@ __all__ = [
     "Client",
     "ClientRound",
     "ConfigurationError",
+    "Contribution",
     "Encoding",
     "FedProx",
     "FlareError",

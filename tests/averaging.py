@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from flare_core import (
     DTYPES,
+    Contribution,
     Layout,
     ModelState,
     Plan,
@@ -47,6 +48,12 @@ def _in_type(part: Part, values: Array) -> Array:
     if part.spec.kind is TensorClass.COUNTER:
         return values
     return rounded_once(np.asarray(values), DTYPES[part.spec.dtype])
+
+
+def _contribution(said: int | Contribution) -> Contribution:
+    if isinstance(said, int):
+        return Contribution(site="a", num_examples=said)
+    return said
 
 
 class DivergedError(Exception):
@@ -91,15 +98,17 @@ class Averaging:
         again = self._aggregator.first(before.model.path, before.model.stream)
         self._current = replace(again, memory=before.memory)
 
-    def play(self, *updates: tuple[Mapping[str, npt.ArrayLike], int]) -> ModelState:
+    def play(
+        self, *updates: tuple[Mapping[str, npt.ArrayLike], int | Contribution]
+    ) -> ModelState:
         """Average weights with their numbers of examples; return the next model.
 
         Raises:
             DivergedError: If what came out is none.
         """
-        for weights, num_examples in updates:
+        for weights, said in updates:
             whole = ModelState(weights, classes=self.model.layout.classes)
-            self._aggregator.add(whole, num_examples)
+            self._aggregator.add(whole, _contribution(said), self.model)
         self._number += 1
         outcome = self._aggregator.finish(self._current, self._number)
         if isinstance(outcome, str):

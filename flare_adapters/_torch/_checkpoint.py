@@ -14,7 +14,7 @@ from torch import Tensor
 from flare_core import ConfigurationError, Metrics
 
 _ROUND = "round.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +25,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
         plan: Fingerprint of the run's plan.
         round_number: The round.
         num_examples: Examples seen in it, on all ranks.
+        num_steps: Optimizer steps taken in it.
         metrics: Of the local model.
         global_metrics: Of the global model that the round started from.
         format: Of this file.
@@ -34,6 +35,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     plan: str
     round_number: int
     num_examples: int
+    num_steps: int
     metrics: Metrics
     global_metrics: Metrics
     format: int = _FORMAT

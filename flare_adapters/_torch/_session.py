@@ -212,7 +212,7 @@ class LocalSession:
     def adjust_gradients(
         self, optimizer: Optimizer, scale: Tensor | float | None = None
     ) -> None:
-        """Apply the strategy's correction; right before an optimizer step.
+        """Apply the plan's correction; right before an optimizer step.
 
         Args:
             optimizer: The one that steps.
@@ -249,6 +249,7 @@ class LocalSession:
             plan=self.plan.fingerprint,
             round_number=self.round_number,
             num_examples=self._ranks.total(self._examples),
+            num_steps=self.steps,
             metrics=self._ranks.mean(scalars(self._training_loss())),
             global_metrics=self._ranks.mean(self._global_metrics),
         )
@@ -290,10 +291,8 @@ class LocalSession:
         """Return where rounds are saved; a simulated site is never started again."""
         if not self._site.server_key:
             return None
-        folder = Path(
-            self._site.folder or ".", f"checkpoint-{self._site.name}-{self._run}"
-        )
-        return RoundCheckpoint(folder)
+        name = f"checkpoint-{self._site.name}-{self._run}"
+        return RoundCheckpoint(Path(self._site.folder or ".", name))
 
     def _found(self) -> Trained | None:
         if self._checkpoint is None:
@@ -316,6 +315,7 @@ class LocalSession:
             round_number=trained.round_number,
             weights=weights,
             num_examples=trained.num_examples,
+            num_steps=trained.num_steps,
             metrics=trained.metrics,
             global_metrics=trained.global_metrics,
         )

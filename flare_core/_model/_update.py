@@ -38,24 +38,27 @@ class Update:
         weights: The local model after training, with the layout of the global one.
         num_examples: Examples really seen in local training (samples, or label
             tokens of a causal language model); the aggregation weight.
+        num_steps: Optimizer steps of local training; 0 if nobody counted them.
         metrics: Scalars of the local model after training.
         global_metrics: Scalars of the global model that the round started from.
 
     Raises:
-        TypeError: If the number of examples is no integer, or a metric no number;
-            NumPy's and torch's scalars are taken as Python's.
+        TypeError: If the number of examples or steps is no integer, or a metric no
+            number; NumPy's and torch's scalars are taken as Python's.
     """
 
     site: str
     round_number: int
     weights: ModelState
     num_examples: int
+    num_steps: int = 0
     metrics: Metrics = field(default_factory=dict[str, float])
     global_metrics: Metrics = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # frozen, and Python's own types from here on
-        set_field(self, "num_examples", _integer(self.site, self.num_examples))
+        for count in ("num_examples", "num_steps"):
+            set_field(self, count, _integer(self.site, count, getattr(self, count)))
         set_field(self, "metrics", as_scalars(self.metrics))
         set_field(self, "global_metrics", as_scalars(self.global_metrics))
 
@@ -77,13 +80,12 @@ def as_scalars(metrics: Mapping[str, SupportsFloat]) -> dict[str, float]:
     return found
 
 
-def _integer(site: str, num_examples: int) -> int:
+def _integer(site: str, what: str, value: int) -> int:
     try:
-        return operator.index(num_examples)
+        return operator.index(value)
     except TypeError as exc:
-        kind = type(num_examples).__name__
         msg = (
-            f"site {site!r}: num_examples: expected an integer, got {num_examples!r} "
-            f"({kind}); count the examples, do not estimate them"
+            f"site {site!r}: {what}: expected an integer, got {value!r} "
+            f"({type(value).__name__}); count, do not estimate"
         )
         raise TypeError(msg) from exc

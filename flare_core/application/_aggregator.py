@@ -1,8 +1,9 @@
 """Folds the updates of a round from their files into that of the next global model."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -16,6 +17,7 @@ from flare_core._model import (
     TensorClass,
     all_finite,
     rounded_once,
+    squared_distance,
 )
 from flare_core._plan import Plan
 from flare_core.application._moments import Moments
@@ -29,7 +31,7 @@ from flare_core.communication import (
     scratch,
     write_file,
 )
-from flare_core.federation import Each, Fold, Part, Strategy
+from flare_core.federation import Contribution, Each, Fold, Part, Strategy
 
 
 @final
@@ -60,6 +62,7 @@ class Aggregator:
         self._spool = spool
         self._sums: memoryview | None = None
         self._fold = Fold(layout, self._memory)
+        self._updates: list[Contribution] = []
 
     def first(self, path: Path, stream: bytes) -> Publication:
         """Publish the model that the run starts from.
@@ -70,13 +73,27 @@ class Aggregator:
         """
         return self._publisher.first(path, stream)
 
-    def add(self, weights: ModelState, num_examples: int) -> None:
-        """Add the next update in the cohort's order."""
-        self._fold.add(weights, num_examples, self._each)
+    def add(
+        self, weights: ModelState, update: Contribution, before: ModelState
+    ) -> None:
+        """Add the next update in the cohort's order.
+
+        Args:
+            weights: The local model.
+            update: What is said of it.
+            before: The model that the round started from.
+        """
+        weight = self._strategy.weight(update)
+        self._fold.add(weights, update.num_examples, self._each, weight=weight)
+        if self._strategy.measures:
+            norm = self._squared_norm(weights, before)
+            update = replace(update, squared_norm=norm)
+        self._updates.append(update)
 
     def begin_anew(self) -> None:
         """Forget the updates that were added."""
         self._fold = Fold(self._layout, self._memory)
+        self._updates.clear()
 
     def finish(self, before: Publication, number: int) -> Publication | str:
         """Write and publish the next global model, and begin anew.
@@ -95,7 +112,8 @@ class Aggregator:
         path = self._spool.model(number)
         try:
             with self._moments(before, number) or nullcontext() as moments:
-                frames = self._frames(before.weights, moments)
+                reach = self._strategy.reach(self._updates)
+                frames = self._frames(_Start(before.weights, reach, moments))
                 stream = write_file(path, file_bytes(self._layout), frames)
         except _DivergedError as exc:
             return (
@@ -123,33 +141,46 @@ class Aggregator:
             self._sums = scratch(self._spool.folder, num_bytes)
         return self._sums
 
-    def _frames(self, current: ModelState, moments: Moments | None) -> Iterator[Frame]:
+    def _squared_norm(self, weights: ModelState, before: ModelState) -> float:
+        def squares(batch: Sequence[Part]) -> list[float]:
+            return [
+                squared_distance(part.of(weights), part.of(before))
+                for part in batch
+                if part.spec.kind is TensorClass.PARAMETER
+            ]
+
+        each = self._each(squares, self._fold.batches)
+        # Not fsum: a round may not end with the infinite updates of two of its sites.
+        return sum(itertools.chain.from_iterable(each))
+
+    def _frames(self, start: "_Start") -> Iterator[Frame]:
         yield header(self._layout.tensors)
 
         def step(batch: Sequence[Part]) -> list[Frame]:
-            return [self._frame(part, part.of(current), moments) for part in batch]
+            return [self._frame(part, start) for part in batch]
 
         for batch in self._each(step, self._fold.batches):
             yield from batch
 
-    def _frame(self, part: Part, current: Array, moments: Moments | None) -> Frame:
-        values = self._next(part, current, moments)
+    def _frame(self, part: Part, start: "_Start") -> Frame:
+        values = self._next(part, start)
         if not all_finite(values):
             raise _DivergedError(part.spec.name)
         return body(part.spec, values)
 
-    def _next(self, part: Part, current: Array, moments: Moments | None) -> Array:
+    def _next(self, part: Part, start: "_Start") -> Array:
         mean = self._fold.mean(part)
         if part.spec.kind is TensorClass.COUNTER:
             return mean
         if part.spec.kind is TensorClass.PARAMETER:
             with np.errstate(over="ignore", invalid="ignore"):  # it is looked at next
-                mean = self._step(part, current, mean, moments)
+                mean = self._step(part, start, mean)
         return rounded_once(np.asarray(mean), DTYPES[part.spec.dtype])
 
-    def _step(
-        self, part: Part, current: Array, mean: Array, moments: Moments | None
-    ) -> Array:
+    def _step(self, part: Part, start: "_Start", mean: Array) -> Array:
+        current, moments = part.of(start.weights), start.moments
+        if start.reach != 1:
+            mean = current + start.reach * (mean - current)
         if moments is None:
             return self._strategy.step(part, current, mean, {})
         remembered = moments.of(part)
@@ -157,6 +188,22 @@ class Aggregator:
         if not moments.keep(part, remembered):
             raise _DivergedError(part.spec.name)
         return moved
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a round goes on from.
+
+    Attributes:
+        weights: The global model.
+        reach: How far to go from it, toward the mean.
+        moments: What the strategy remembers, if it does.
+    """
+
+    weights: ModelState
+    reach: float
+    moments: Moments | None
 
 
 @final

@@ -29,8 +29,10 @@ class ClientRound:
     def __init__(
         self,
         model: GlobalModel,
-        hand_in: Callable[[int, Weights, int, Scalars, Scalars], None],
+        site: str,
+        hand_in: Callable[[Update], None],
     ) -> None:
+        self._site = site
         self._hand_in = hand_in
         self.number: int = model.round_number
         self.weights: ModelState = model.weights
@@ -40,6 +42,7 @@ class ClientRound:
         weights: Weights,
         *,
         num_examples: int,
+        num_steps: int = 0,
         metrics: Scalars | None = None,
         global_metrics: Scalars | None = None,
     ) -> None:
@@ -49,18 +52,26 @@ class ClientRound:
             weights: The local model after training, by the names of the global one;
                 the arrays are read, not kept.
             num_examples: Examples really seen; the aggregation weight.
+            num_steps: Optimizer steps taken; some strategies weigh by them.
             metrics: Scalars of the local model.
             global_metrics: Scalars of the global model this round started from.
 
         Raises:
             ConfigurationError: If the round was handed in already.
-            TypeError: If a tensor, a metric or the number of examples is of no use.
+            TypeError: If a tensor, a metric or a count is of no use.
             UpdateError: If the server refuses it: another layout, a NaN.
             RunAbortedError: If the run has ended.
         """
-        self._hand_in(
-            self.number, weights, num_examples, metrics or {}, global_metrics or {}
+        update = Update(
+            site=self._site,
+            round_number=self.number,
+            weights=ModelState(weights, classes=self.weights.layout.classes),
+            num_examples=num_examples,
+            num_steps=num_steps,
+            metrics=as_scalars(metrics or {}),
+            global_metrics=as_scalars(global_metrics or {}),
         )
+        self._hand_in(update)
 
 
 @final
@@ -85,7 +96,6 @@ class Client:
             )
             raise ConfigurationError(msg)
         weights = ModelState(initial)
-        self._classes = weights.layout.classes
         self._final_metrics: Metrics = {}
         self._link = connect(self._site)
         try:
@@ -103,7 +113,7 @@ class Client:
     def __iter__(self) -> Iterator[ClientRound]:
         while not self._model.final:
             current = self._model
-            yield ClientRound(current, self._hand_in)
+            yield ClientRound(current, self._site.name, self._hand_in)
             if self._model is current:
                 msg = (
                     f"round {current.round_number} was not handed in: call "
@@ -130,28 +140,14 @@ class Client:
         else:
             self._leave_because_of(error)
 
-    def _hand_in(
-        self,
-        round_number: int,
-        weights: Weights,
-        num_examples: int,
-        metrics: Scalars,
-        global_metrics: Scalars,
-    ) -> None:
-        if self._model.final or round_number != self._model.round_number:
+    def _hand_in(self, update: Update) -> None:
+        number = update.round_number
+        if self._model.final or number != self._model.round_number:
             msg = (
-                f"round {round_number} was handed in already: call round.submit(...) "
-                "once in each pass of the loop"
+                f"round {number} was handed in already: call round.submit(...) once in "
+                "each pass of the loop"
             )
             raise ConfigurationError(msg)
-        update = Update(
-            site=self._site.name,
-            round_number=round_number,
-            weights=ModelState(weights, classes=self._classes),
-            num_examples=num_examples,
-            metrics=as_scalars(metrics),
-            global_metrics=as_scalars(global_metrics),
-        )
         self._model = self._link.exchange(update)
 
     def _leave_because_of(self, error: BaseException) -> None:

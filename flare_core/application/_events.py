@@ -17,6 +17,7 @@ class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         num_examples: Examples seen in local training.
+        num_steps: Optimizer steps of local training; 0 if the site does not say.
         global_metrics: Of the global model that the round started from.
         metrics: Of the local model after training.
         bytes_down: Bytes sent to it of the global model, repeated ones too; of a site
@@ -27,6 +28,7 @@ class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     num_examples: int
+    num_steps: int
     global_metrics: Metrics
     metrics: Metrics
     bytes_down: int

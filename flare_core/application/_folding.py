@@ -14,7 +14,7 @@ from flare_core.application._run_store import check_file
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import SHORT_BYTES
-from flare_core.federation import Round, Strategy
+from flare_core.federation import Contribution, Round, Strategy
 
 
 @final
@@ -40,7 +40,8 @@ class Folding:
         self._aggregator = Aggregator(plan, layout, strategy, spool, worker.each)
         self._spool = spool
         self._worker = worker
-        self._updates: dict[str, ModelState] = {}
+        self._updates: dict[str, tuple[ModelState, Contribution]] = {}
+        self._before = ModelState({})
         self._folded: list[str] = []
 
     def first(self, path: Path, stream: bytes) -> Publication:
@@ -73,14 +74,19 @@ class Folding:
         check_file(beside, f"what the strategy remembers in round {number}", memory)
         return replace(model, memory=Memory(beside, memory))
 
-    def begin(self) -> None:
-        """Forget the updates of the round before."""
+    def begin(self, before: ModelState) -> None:
+        """Forget the updates of the round before.
+
+        Args:
+            before: The model that the next one starts from.
+        """
+        self._before = before
         self._updates.clear()
         self._folded = []
 
-    def keep(self, site: str, weights: ModelState) -> None:
+    def keep(self, weights: ModelState, update: Contribution) -> None:
         """Take an update, for when its turn comes."""
-        self._updates[site] = weights
+        self._updates[update.site] = weights, update
 
     def advance(self, current: Round) -> None:
         """Fold what is ready; anew, if one came that belongs in between."""
@@ -89,9 +95,8 @@ class Folding:
             self._worker.do(self._aggregator.begin_anew)
             self._folded = []
         due = ready[len(self._folded) :]
-        num_examples = current.num_examples if due else {}
         for site in due:
-            add = partial(self._aggregator.add, self._updates[site], num_examples[site])
+            add = partial(self._aggregator.add, *self._updates[site], self._before)
             self._worker.do(add)
         self._folded = ready
 

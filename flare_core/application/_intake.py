@@ -15,6 +15,7 @@ from flare_core._errors import ProtocolError, Refusal
 from flare_core._model import Layout, ModelState, Update, shifted
 from flare_core._plan import Admission, Plan
 from flare_core.application._publication import Publication
+from flare_core.application._round_report import contribution
 from flare_core.application._run_store import KeptUpdate, digest_of
 from flare_core.application._spool import Spool
 from flare_core.communication import (
@@ -38,7 +39,7 @@ from flare_core.communication import (
     unpack,
     write_file,
 )
-from flare_core.federation import inadmissible, misfit, unfit
+from flare_core.federation import Strategy, inadmissible, misfit, unfit
 
 _log = logging.getLogger(__name__)
 Inspect: TypeAlias = Callable[[], ModelState | Refusal]
@@ -51,11 +52,15 @@ class Intake:
 
     Args:
         plan: Says how updates travel, and what they must keep to.
+        strategy: Says what it needs to weigh them.
         spool: For what is received.
         share: Whether sites may put it there themselves.
     """
 
-    def __init__(self, plan: Plan, spool: Spool, *, share: bool) -> None:
+    def __init__(
+        self, plan: Plan, strategy: Strategy, spool: Spool, *, share: bool
+    ) -> None:
+        self._strategy = strategy
         self._encoding = plan.encoding.up
         self._admission = plan.admission
         self._spool = spool
@@ -180,6 +185,7 @@ class Intake:
             layout=self._layout,
             base=None if base is None else base.weights,
             admission=self._admission,
+            strategy=self._strategy,
             moved_to=None if moved_to is None else moved_to.weights,
         )
         return partial(look.at, parcel)
@@ -290,6 +296,7 @@ class _Look:
         base: The global model that they were trained from; None for those that a run
             starts from.
         admission: What the plan says that an update must keep to.
+        strategy: Says what it needs to weigh it.
         moved_to: The global model that a late update is a step from now.
     """
 
@@ -297,6 +304,7 @@ class _Look:
     layout: Layout
     base: ModelState | None
     admission: Admission
+    strategy: Strategy
     moved_to: ModelState | None
 
     def at(self, parcel: Parcel) -> ModelState | Refusal:
@@ -317,8 +325,10 @@ class _Look:
             round_number=offer.round_number,
             weights=weights,
             num_examples=offer.num_examples,
+            num_steps=offer.num_steps,
         )
         refusal = inadmissible(update, self.base, self.admission)
+        refusal = refusal or self.strategy.refusal(contribution(site, offer))
         if refusal is None and self.moved_to is not None:
             weights = self._moved(parcel, weights, self.base, self.moved_to)
             refusal = unfit(site, weights, self.layout)

@@ -20,14 +20,14 @@ from flare_core.application._archive import (
     UpdateEntry,
     entry_of,
 )
-from flare_core.application._events import RoundRecord
+from flare_core.application._events import RoundRecord, SiteReport
 from flare_core.application._publication import Publication, blake3_of
 from flare_core.application._run_store import digest_of
 from flare_core.application._server import most_threads
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import mapped, unpack
-from flare_core.federation import strategy_of
+from flare_core.federation import Contribution, strategy_of
 
 
 @final
@@ -157,7 +157,7 @@ class _Rounds:
         partings = list(_differences(updates, record))
         base = before or self._kept_model(number, partings)
         weights = [self._update(one, base, partings) for one in updates]
-        outcome = self._fold(base, updates, weights) if not partings else None
+        outcome = self._fold(base, record, weights) if not partings else None
         digest = self._compare(outcome, record, partings)
         self._check_kept(record, partings)
         if before is not None:
@@ -210,15 +210,16 @@ class _Rounds:
     def _fold(
         self,
         base: Publication | None,
-        updates: Sequence[UpdateEntry],
+        record: RoundRecord,
         weights: Sequence[ModelState | None],
     ) -> Publication | str | None:
         if base is None or self._aggregator is None:
             return None
-        for update, one in zip(updates, weights, strict=True):
+        for site, one in zip(sorted(record.sites), weights, strict=True):
             if one is not None:
-                self._aggregator.add(one, update.num_examples)
-        return self._aggregator.finish(base, updates[0].round + 1)
+                update = _contribution(site, record.sites[site])
+                self._aggregator.add(one, update, base.weights)
+        return self._aggregator.finish(base, record.round + 1)
 
     def _compare(
         self,
@@ -258,6 +259,15 @@ class _Rounds:
                 self._kept.weights(entry)
             except ProtocolError as exc:
                 partings.append(f"the model that came out: {exc}")
+
+
+def _contribution(site: str, report: SiteReport) -> Contribution:
+    return Contribution(
+        site=site,
+        num_examples=report.num_examples,
+        num_steps=report.num_steps,
+        global_metrics=report.global_metrics,
+    )
 
 
 def _differences(updates: Sequence[UpdateEntry], record: RoundRecord) -> Iterator[str]:

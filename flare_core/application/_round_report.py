@@ -11,7 +11,7 @@ import msgspec
 from flare_core._model import Metrics
 from flare_core.application._events import Result, RoundRecord, SiteReport
 from flare_core.communication import Offer
-from flare_core.federation import weighted_mean
+from flare_core.federation import Contribution, weighted_mean
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class RoundReport:
         """Note an update, and return what there is to say of its site."""
         self._sites[site] = SiteReport(
             num_examples=offer.num_examples,
+            num_steps=offer.num_steps,
             global_metrics=_finite(site, offer.global_metrics),
             metrics=_finite(site, offer.metrics),
             bytes_down=self._bytes_down.get(site, 0),
@@ -77,6 +78,16 @@ class RoundReport:
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began
+
+
+def contribution(site: str, offer: Offer) -> Contribution:
+    """Return what a site says of its update."""
+    return Contribution(
+        site=site,
+        num_examples=offer.num_examples,
+        num_steps=offer.num_steps,
+        global_metrics=offer.global_metrics,
+    )
 
 
 def parting(

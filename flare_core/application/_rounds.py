@@ -24,7 +24,7 @@ from flare_core.application._lobby import Lobby
 from flare_core.application._on_record import OnRecord
 from flare_core.application._opening import Initial
 from flare_core.application._publication import Publication
-from flare_core.application._round_report import RoundReport
+from flare_core.application._round_report import RoundReport, contribution
 from flare_core.application._run_store import Kept, KeptUpdate, RunStore
 from flare_core.application._spool import Spool
 from flare_core.application._waiting import Waiting
@@ -245,7 +245,7 @@ class Rounds:
 
     def _keep(self, parcel: Parcel, weights: ModelState) -> None:
         """Take an update that counts."""
-        self._folding_of_it.keep(parcel.site, weights)
+        self._folding_of_it.keep(weights, contribution(parcel.site, parcel.offer))
         self._ledger.keep(
             lambda archive: archive.take(parcel.site, parcel.path, weights)
         )
@@ -369,7 +369,7 @@ class Rounds:
         """Wait for the updates of a round, and return it."""
         self._model = model
         self._report = RoundReport(number)
-        self._folding_of_it.begin()
+        self._folding_of_it.begin(model.weights)
         self._closing = False
         least = self._plan.selection.least
         self._round = current = Round(number, invited, quorum=least)

@@ -94,13 +94,14 @@ class Run:
         self._observer = observer
         self._preflight = preflight
         self.lobby = Lobby(plan)
-        self._intake = Intake(plan, spool, share=share)
+        strategy = strategy_of(plan.strategy)
+        self._intake = Intake(plan, strategy, spool, share=share)
         self._opening = Opening(self.lobby, self._intake, send)
         self._rounds = Rounds(
             plan,
             lobby=self.lobby,
             intake=self._intake,
-            strategy=strategy_of(plan.strategy),
+            strategy=strategy,
             spool=spool,
             worker=worker,
             ledger=ledger,

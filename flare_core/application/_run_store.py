@@ -21,7 +21,7 @@ from flare_core.application._events import RoundRecord, SiteReport
 from flare_core.application._publication import Publication
 from flare_core.communication import Join, Offer, Parcel, mapped, sync
 
-_FORMAT = 1
+_FORMAT = 2
 NAME = "run.sqlite"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (format INTEGER, run TEXT, plan TEXT) STRICT;

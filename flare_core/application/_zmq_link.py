@@ -167,6 +167,7 @@ class ZmqLink:
             update.weights,
             round_number=update.round_number,
             num_examples=update.num_examples,
+            num_steps=update.num_steps,
             metrics=dict(update.metrics),
             global_metrics=dict(update.global_metrics),
         )
@@ -215,6 +216,7 @@ class ZmqLink:
         *,
         round_number: int,
         num_examples: int = 0,
+        num_steps: int = 0,
         metrics: dict[str, float] | None = None,
         global_metrics: dict[str, float] | None = None,
     ) -> GlobalModel:
@@ -228,6 +230,7 @@ class ZmqLink:
             num_bytes=sum(len(frame) for frame in leaving.frames),
             round_number=round_number,
             num_examples=num_examples,
+            num_steps=num_steps,
             metrics=metrics or {},
             global_metrics=global_metrics or {},
             base=leaving.base,

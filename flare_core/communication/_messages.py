@@ -103,7 +103,9 @@ class Offer(_Message, frozen=True):
         stream: Names this update; the same one if it is offered again.
         num_bytes: The length of the stream.
         round_number: The round it answers; `INITIAL` for those a run starts from.
-        num_examples: Its aggregation weight.
+        num_examples: Examples seen in local training: its aggregation weight, if the
+            strategy has no other.
+        num_steps: Optimizer steps of local training; 0 if the site does not say.
         metrics: Of the local model after training.
         global_metrics: Of the global model the round started from.
         base: The stream of the global model it was encoded against, if it was.
@@ -118,6 +120,7 @@ class Offer(_Message, frozen=True):
     num_bytes: NumBytes
     round_number: int
     num_examples: int = 0
+    num_steps: int = 0
     metrics: dict[str, float] = {}
     global_metrics: dict[str, float] = {}
     base: bytes = b""

@@ -101,6 +101,14 @@ def inadmissible(
 
 
 def _implausible(update: Update, admission: Admission) -> Refusal | None:
+    if not 0 <= update.num_steps < _MOST_EXAMPLES:
+        return _update_refusal(
+            update.site,
+            "num_steps",
+            "at least 0, and a count of optimizer steps",
+            f"{update.num_steps:,}",
+            "say nothing where nobody counts them",
+        )
     most = admission.most_examples or _MOST_EXAMPLES - 1
     if 1 <= update.num_examples <= most:
         return None

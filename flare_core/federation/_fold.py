@@ -74,6 +74,9 @@ class Fold:
     The newest updates wait: they are added while the mean is taken, in one pass that
     needs no memory for sums.
 
+    Parameters may have weights :math:`w_k` of their own instead; buffers have
+    :math:`n_k` in any case.
+
     Args:
         layout: Layout of the global model; every update must have it.
         memory: Returns writable memory of so many bytes, whatever is in it.
@@ -93,17 +96,26 @@ class Fold:
         self._memory = memory
         self._sums: dict[str, Array] = {}
         self._folded = _Count()
-        self._waiting: list[tuple[ModelState, int]] = []
+        self._waiting: list[tuple[ModelState, _Weight]] = []
 
-    def add(self, weights: ModelState, num_examples: int, each: Each = map) -> None:
+    def add(
+        self,
+        weights: ModelState,
+        num_examples: int,
+        each: Each = map,
+        *,
+        weight: float | None = None,
+    ) -> None:
         """Add one update.
 
         Args:
             weights: With the fold's layout; kept, and not to be changed.
             num_examples: Its weight, at least 1.
             each: Applies a function to all batches.
+            weight: That of its parameters, if it is another one; not below 0.
         """
-        self._waiting.append((weights, num_examples))
+        of_parameters = num_examples if weight is None else weight
+        self._waiting.append((weights, _Weight(of_parameters, num_examples)))
         self.num_updates += 1
         if len(self._waiting) > _MOST_WAITING:
             self._fold(*self._waiting.pop(0), each)
@@ -122,15 +134,15 @@ class Fold:
         if self._folded.updates:
             total[...] = self._sums[part.spec.name][part.start : part.stop]
             count = self._folded
-        for weights, num_examples in self._waiting:
-            _add(part, total, part.of(weights), count, num_examples)
-            count = count.plus(num_examples)
+        for weights, weight in self._waiting:
+            _add(part, total, part.of(weights), count, weight)
+            count = count.plus(weight)
         if part.spec.kind is TensorClass.COUNTER or count.updates == 1:
             return total
-        total /= count.examples
+        total /= count.total.of(part.spec)
         return total
 
-    def _fold(self, weights: ModelState, num_examples: int, each: Each) -> None:
+    def _fold(self, weights: ModelState, weight: "_Weight", each: Each) -> None:
         if not self._sums:
             memory = self._memory(_sums_bytes(self._layout))
             self._sums = dict(_sums(self._layout, memory))
@@ -138,11 +150,24 @@ class Fold:
         def add_batch(batch: Sequence[Part]) -> None:
             for part in batch:
                 total = self._sums[part.spec.name][part.start : part.stop]
-                _add(part, total, part.of(weights), self._folded, num_examples)
+                _add(part, total, part.of(weights), self._folded, weight)
 
         for _ in each(add_batch, self.batches):
             pass
-        self._folded = self._folded.plus(num_examples)
+        self._folded = self._folded.plus(weight)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """How much an update weighs, or several do."""
+
+    parameters: float = 0
+    buffers: int = 0
+
+    def of(self, spec: TensorSpec) -> float:
+        parameter = spec.kind is TensorClass.PARAMETER
+        return self.parameters if parameter else self.buffers
 
 
 @final
@@ -151,14 +176,16 @@ class _Count:
     """What is in a sum."""
 
     updates: int = 0
-    examples: int = 0
+    total: _Weight = _Weight()
 
-    def plus(self, num_examples: int) -> "_Count":
-        return _Count(self.updates + 1, self.examples + num_examples)
+    def plus(self, weight: _Weight) -> "_Count":
+        parameters = self.total.parameters + weight.parameters
+        buffers = self.total.buffers + weight.buffers
+        return _Count(self.updates + 1, _Weight(parameters, buffers))
 
 
 def _add(
-    part: Part, total: Array, values: Array, count: _Count, num_examples: int
+    part: Part, total: Array, values: Array, count: _Count, weight: _Weight
 ) -> None:
     """Add one more update to a sum of some elements."""
     if count.updates == 0:
@@ -167,9 +194,9 @@ def _add(
         np.maximum(total, values, out=total)
     else:
         if count.updates == 1:
-            total *= count.examples
+            total *= count.total.of(part.spec)
         wide = values.astype(total.dtype)
-        wide *= num_examples
+        wide *= weight.of(part.spec)
         total += wide
 
 

@@ -1,11 +1,13 @@
 """How the mean of the updates becomes the next global model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import msgspec
 
+from flare_core._errors import Refusal
 from flare_core._model import Array
+from flare_core.federation._contribution import Contribution
 from flare_core.federation._fold import Part
 
 
@@ -32,6 +34,39 @@ class Strategy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """
         return {}
 
+    @property
+    def measures(self) -> bool:
+        """Whether `reach` needs the length of each update: a pass over each."""
+        return False
+
+    def refusal(self, update: Contribution) -> Refusal | None:
+        """Return what an update lacks to be weighed, or None if it lacks nothing.
+
+        Args:
+            update: Before it is measured.
+        """
+        del update
+        return None
+
+    def weight(self, update: Contribution) -> float:
+        """Return the weight of an update's parameters, relative to others; not below 0.
+
+        Buffers are weighed by examples, whatever this says.
+
+        Args:
+            update: One that was not refused, before it is measured.
+        """
+        return update.num_examples
+
+    def reach(self, updates: Sequence[Contribution]) -> float:
+        """Return how far to go from the current model; 1 is as far as to the mean.
+
+        Args:
+            updates: All of the round, by site.
+        """
+        del updates
+        return 1.0
+
     def step(
         self, part: Part, current: Array, mean: Array, moments: Mapping[str, Array]
     ) -> Array:
@@ -44,8 +79,8 @@ class Strategy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             part: Which elements.
             current: Their values in the model that the round started from, flat, in
                 its type; only to be read.
-            mean: The weighted mean of the updates, in float64 or complex128; only to
-                be read.
+            mean: The weighted mean of the updates, in float64 or complex128, or what
+                `reach` made of it; only to be read.
             moments: What is remembered of these elements, in the type of ``mean``; to
                 be changed in place, and rounded once when it is kept.
 

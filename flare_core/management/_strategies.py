@@ -23,14 +23,14 @@ class Described:
         name: As a plan has it.
         summary: The first sentences of its docstring.
         settings: What it can be told.
-        num_moments: How many float32 models more it keeps on the server's disk; with
-            all its defaults.
+        num_moments: How many float32 models more it keeps on the server's disk, if its
+            settings all have defaults.
     """
 
     name: str
     summary: str
     settings: tuple[Row, ...]
-    num_moments: int
+    num_moments: int | None
 
 
 def installed() -> Iterator[Described]:
@@ -62,5 +62,6 @@ def _summary(kind: type[Strategy]) -> str:
     return " ".join(paragraph.split())
 
 
-def _moments(kind: type[Strategy]) -> int:
-    return len(msgspec.convert({}, kind).moments)
+def _moments(kind: type[Strategy]) -> int | None:
+    required = any(field.required for field in msgspec.structs.fields(kind))
+    return None if required else len(msgspec.convert({}, kind).moments)

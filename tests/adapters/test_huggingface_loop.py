@@ -242,6 +242,8 @@ def test_an_epoch_cut_short_is_one(
 
     counts = [record.num_examples for record in records_of(server)]
     assert counts == [70, 28, 70]
+    steps = [record.sites["a"].num_steps for record in records_of(server)]
+    assert steps == [5, 2, 5]
 
 
 @pytest.mark.parametrize(

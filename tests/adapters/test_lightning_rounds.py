@@ -1,5 +1,6 @@
 """Where a round of a Lightning fit ends, and what it counts."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,8 @@ def test_examples_are_those_really_seen(
     trainer(max_epochs=1, callbacks=[callback], **settings).fit(Linear(), loader)
 
     assert [one.num_examples for one in records(server)] == [expected, expected]
+    steps = math.ceil(expected / 4)
+    assert [one.sites["a"].num_steps for one in records(server)] == [steps, steps]
 
 
 def test_an_epoch_that_the_module_cuts_short_ends_its_round(

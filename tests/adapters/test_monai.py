@@ -150,6 +150,7 @@ def test_rounds_of_steps_end_within_accumulated_epochs(
 
     assert (run.state.epoch, run.state.iteration) == (3, 18)
     assert [one.num_examples for one in records(server)] == [22 + 16, 6 + 22]
+    assert [one.sites["a"].num_steps for one in records(server)] == [3, 3]
     assert all(one.global_metrics for one in records(server))
     assert server.result().metrics
 

@@ -62,6 +62,7 @@ def test_each_optimizer_of_a_gan_counts_its_steps(
     gan(site_file("a", server.endpoint), 0, every_n_steps=4)
 
     assert [one.num_examples for one in records(server)] == [16, 14]
+    assert [one.sites["a"].num_steps for one in records(server)] == [4, 4]
 
 
 def by_hand(mu: float, network: nn.Module, rate: float, batches: Any) -> None:

@@ -89,6 +89,7 @@ _TO_SERVER: st.SearchStrategy[ToServer] = st.one_of(
         num_bytes=_NUM_BYTES,
         round_number=st.just(INITIAL) | _ROUND,
         num_examples=st.integers(-1, 2**32),
+        num_steps=st.integers(-1, 2**32),
         metrics=_METRICS,
         global_metrics=_METRICS,
         base=st.just(b"") | _ID,

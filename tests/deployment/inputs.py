@@ -195,6 +195,7 @@ class SiteTalk:
             num_bytes=len(self._file),
             round_number=number,
             num_examples=1,
+            num_steps=1,
             metrics={"loss": 0.5},
             short=self._file,
         )

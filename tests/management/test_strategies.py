@@ -65,6 +65,6 @@ def test_what_is_no_strategy_is_named_instead(install: Install) -> None:
 def test_moments_are_counted(install: Install) -> None:
     install("flare_core.strategies", _HALF, half="Half")
 
-    found: Mapping[str, int] = {one.name: one.num_moments for one in installed()}
+    found: Mapping[str, int | None] = {one.name: one.num_moments for one in installed()}
 
     assert (found["half"], found["fedavg"]) == (1, 0)

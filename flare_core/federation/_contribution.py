@@ -1,0 +1,27 @@
+"""What a site says of its update, beside the weights."""
+
+from dataclasses import dataclass, field
+from typing import final
+
+from flare_core._model import Metrics
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """What an update is weighed by.
+
+    Attributes:
+        site: Whose it is.
+        num_examples: Examples seen in local training.
+        num_steps: Optimizer steps of local training; 0 if the site does not say.
+        global_metrics: Of the global model that the round started from, at the site.
+        squared_norm: Square of the L2 distance that its parameters are from that model;
+            only for a strategy that `measures` it.
+    """
+
+    site: str
+    num_examples: int
+    num_steps: int = 0
+    global_metrics: Metrics = field(default_factory=dict[str, float])
+    squared_norm: float = 0.0
