@@ -194,6 +194,24 @@ def test_fedprox_pulls_towards_the_global_model_of_the_round() -> None:
     assert weight.grad.item() == 0.5 * (7.0 - 3.0)
 
 
+def test_fedprox_ends_between_the_optimum_of_the_site_and_the_global_model() -> None:
+    curvature, optimum, mu, start = 4.0, 1.0, 0.5, 0.2
+    weight = nn.Parameter(torch.tensor([start], dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.05)
+    term = Proximal(mu)
+    term.round_started([weight])
+
+    for _ in range(500):
+        optimizer.zero_grad()
+        (curvature / 2 * (weight - optimum) ** 2).sum().backward()
+        term.adjust(optimizer)
+        optimizer.step()
+
+    expected = (curvature * optimum + mu * start) / (curvature + mu)
+    assert weight.item() == pytest.approx(expected, abs=1e-14)
+    assert weight.item() == pytest.approx(0.91111, abs=2e-6)
+
+
 _LETTERS = st.text("ab.*!?", max_size=4)
 
 

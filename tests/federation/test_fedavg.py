@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from averaging import assembled
 from flare_core import ModelState
@@ -67,3 +68,43 @@ def test_without_the_sizes_as_weights_it_is_not() -> None:
     uniform = _federated(dict.fromkeys(SIZES, 1))
 
     assert np.abs(uniform - _centralised()).max() > 1e-3
+
+
+def _logistic(w: Array, x: Array, y: Array) -> Array:
+    """One step of full-batch gradient descent on the logistic loss."""
+    gradient = x.T @ (1 / (1 + np.exp(-x @ w)) - y) / len(y)
+    return np.asarray(w - 0.3 * gradient)
+
+
+def test_one_step_at_each_site_is_one_step_on_all_data_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [37, 5, 158]
+    shares = [(rng.normal(size=(n, 12)), rng.integers(0, 2, n)) for n in sizes]
+    w = rng.normal(size=12)
+    updates = [ModelState({"w": _logistic(w, *share)}) for share in shares]
+    together = _logistic(w, *map(np.concatenate, zip(*shares, strict=True)))
+
+    by_size, uniform = _mean(updates, sizes), _mean(updates, [1, 1, 1])
+
+    assert np.abs(by_size - together).max() <= 4.5e-16
+    assert np.abs(uniform - together).max() > 1e-2
+
+
+def _mean(updates: list[ModelState], counts: list[int]) -> Array:
+    fold = Fold(updates[0].layout)
+    for update, num_examples in zip(updates, counts, strict=True):
+        fold.add(update, num_examples)
+    return assembled(fold, updates[0].layout, fold.mean)["w"]
+
+
+def test_many_steps_at_each_site_end_beside_the_optimum_where_the_paper_says() -> None:
+    """Quadratic losses; SCAFFOLD would end at 0.8 (Karimireddy et al., 2020)."""
+    curvature, optimum = np.array([1.0, 4.0]), np.array([0.0, 1.0])
+    went = 1 - (1 - 0.1 * curvature) ** 10
+    w, quadratics = np.zeros(1), list(zip(went, optimum, strict=True))
+    for _ in range(500):
+        local = [ModelState({"w": w + g * (c - w)}) for g, c in quadratics]
+        w = _mean(local, [1, 1])
+
+    assert w[0] == pytest.approx((went * optimum).sum() / went.sum(), abs=1e-15)
+    assert w[0] == pytest.approx(0.6041260076631996, abs=1e-15)

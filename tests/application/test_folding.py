@@ -1,0 +1,114 @@
+"""The next model and what the strategy remembers do not depend on who comes first."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flare_core import Contribution, ModelState, Plan, Strategy
+from flare_core.application._folding import Folding
+from flare_core.application._publication import Publication
+from flare_core.application._spool import Spool
+from flare_core.application._worker import Worker
+from flare_core.communication import file_bytes, pack, write_file
+from flare_core.federation import DiLoCo, FedAdam, FedAvg, FedNova, QFedAvg, Round
+
+_SITES = ("a", "b", "c", "d", "e")
+_STRATEGIES = (FedAvg(), FedAdam(), DiLoCo(), FedNova(), QFedAvg(learning_rate=0.1))
+
+
+def _weights(site: str, number: int) -> ModelState:
+    rng = np.random.default_rng([number, *site.encode()])
+    scale = 10.0 ** rng.integers(-9, 9, 257)
+    return ModelState({"w": rng.normal(size=257) * scale})
+
+
+def _said(site: str, number: int) -> Contribution:
+    rng = np.random.default_rng([7, number, *site.encode()])
+    return Contribution(
+        site=site,
+        num_examples=int(rng.integers(1, 1000)),
+        num_steps=int(rng.integers(1, 50)),
+        global_metrics={"loss": float(rng.uniform(0, 5))},
+    )
+
+
+@contextmanager
+def _begun(strategy: Strategy) -> Iterator[tuple[Folding, Publication]]:
+    """Yield what folds updates, and the model that the first round starts from."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(Worker(lambda _: None, num_threads=1)) as worker,
+    ):
+        first, path = _weights("first", 0), Path(folder, "first")
+        spool = Spool(Path(folder))
+        folding = Folding(Plan(rounds=1), first.layout, strategy, spool, worker)
+        stream = write_file(path, file_bytes(first.layout), pack(first))
+        yield folding, folding.first(path, stream)
+
+
+def _hand_in(folding: Folding, current: Round, site: str) -> None:
+    said = _said(site, current.number)
+    assert current.receive(site, current.number, said.num_examples)
+    folding.keep(_weights(site, current.number), said)
+    folding.advance(current)
+
+
+def _finished(folding: Folding, model: Publication, number: int) -> Publication:
+    outcomes: list[Publication | str] = []
+    folding.finish(model, number, outcomes.append)
+    (outcome,) = outcomes
+    assert isinstance(outcome, Publication)
+    return outcome
+
+
+def _bits(model: Publication) -> bytes:
+    memory = model.memory.path.read_bytes() if model.memory else b""
+    return bytes(model.model.contents) + memory
+
+
+def _played(strategy: Strategy, arrivals: Sequence[tuple[str, ...]]) -> bytes:
+    """Play rounds with updates that arrive in these orders; return all that is left."""
+    with _begun(strategy) as (folding, first):
+        model = first
+        for number, arriving in enumerate(arrivals):
+            current = Round(number, _SITES, quorum=len(_SITES))
+            folding.begin(model.weights)
+            for site in arriving:
+                _hand_in(folding, current, site)
+            model = _finished(folding, model, number + 1)
+        return _bits(model)
+
+
+@pytest.mark.parametrize("strategy", _STRATEGIES, ids=str)
+@settings(max_examples=20)
+@given(st.lists(st.permutations(_SITES).map(tuple), min_size=1, max_size=3))
+def test_the_order_of_arrival_changes_no_bit(
+    strategy: Strategy, arrivals: list[tuple[str, ...]]
+) -> None:
+    in_order = [_SITES for _ in arrivals]
+
+    assert _played(strategy, arrivals) == _played(strategy, in_order)
+
+
+@pytest.mark.parametrize("strategy", _STRATEGIES, ids=str)
+def test_a_site_that_was_given_up_and_comes_back_counts_as_if_it_had_not_been(
+    strategy: Strategy,
+) -> None:
+    with _begun(strategy) as (folding, model):
+        current = Round(0, _SITES, quorum=2)
+        folding.begin(model.weights)
+        current.lose("b")
+        for site in ("a", "c", "d", "e"):
+            _hand_in(folding, current, site)
+        current.invite("b")
+        _hand_in(folding, current, "b")
+
+        found = _bits(_finished(folding, model, 1))
+
+    assert found == _played(strategy, [_SITES])
