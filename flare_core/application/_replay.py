@@ -20,7 +20,7 @@ from flare_core.application._archive import (
     UpdateEntry,
     entry_of,
 )
-from flare_core.application._events import RoundRecord, SiteReport
+from flare_core.application._events import RoundRecord
 from flare_core.application._publication import Publication, blake3_of
 from flare_core.application._run_store import digest_of
 from flare_core.application._server import most_threads
@@ -217,7 +217,7 @@ class _Rounds:
             return None
         for site, one in zip(sorted(record.sites), weights, strict=True):
             if one is not None:
-                update = _contribution(site, record.sites[site])
+                update = _contribution(site, record)
                 self._aggregator.add(one, update, base.weights)
         return self._aggregator.finish(base, record.round + 1)
 
@@ -261,9 +261,11 @@ class _Rounds:
                 partings.append(f"the model that came out: {exc}")
 
 
-def _contribution(site: str, report: SiteReport) -> Contribution:
+def _contribution(site: str, record: RoundRecord) -> Contribution:
+    report = record.sites[site]
     return Contribution(
         site=site,
+        round_number=record.round,
         num_examples=report.num_examples,
         num_steps=report.num_steps,
         global_metrics=report.global_metrics,

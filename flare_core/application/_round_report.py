@@ -84,6 +84,7 @@ def contribution(site: str, offer: Offer) -> Contribution:
     """Return what a site says of its update."""
     return Contribution(
         site=site,
+        round_number=offer.round_number,
         num_examples=offer.num_examples,
         num_steps=offer.num_steps,
         global_metrics=offer.global_metrics,

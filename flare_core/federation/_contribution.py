@@ -13,6 +13,7 @@ class Contribution:
 
     Attributes:
         site: Whose it is.
+        round_number: The round that it counts in.
         num_examples: Examples seen in local training.
         num_steps: Optimizer steps of local training; 0 if the site does not say.
         global_metrics: Of the global model that the round started from, at the site.
@@ -21,6 +22,7 @@ class Contribution:
     """
 
     site: str
+    round_number: int = 0
     num_examples: int
     num_steps: int = 0
     global_metrics: Metrics = field(default_factory=dict[str, float])

@@ -66,18 +66,21 @@ class QFedAvg(Strategy, frozen=True):
     :math:`-\sum_k p_k F_k^q \Delta_k / \sum_k p_k h_k` where
     :math:`h_k = q F_k^{q-1} \|\Delta_k\|^2 + L F_k^q` (Li et al., ICLR 2020, Algorithm
     2, https://arxiv.org/abs/1905.10497, which draws sites by :math:`p_k` instead).
-    With :math:`q = 0` it is FedAvg, bit for bit.  Each site has to evaluate each global
-    model before it trains.
+    With :math:`q = 0` it is FedAvg, bit for bit.  Else each site has to evaluate each
+    global model before it trains.
 
     Attributes:
         learning_rate: Of the optimizers at the sites; the paper's 1 / L.
         q: How much fairness counts: 0 is none.  The paper tries 0.001 to 5.
         metric: The global metric that is the loss of the global model at a site.
+        from_round: Rounds before this one are averaged as by FedAvg; 1 where scripts do
+            not evaluate the model that the run starts from.
     """
 
     learning_rate: _Positive
     q: _Fairness = 0.1
     metric: str = "loss"
+    from_round: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     @property
     def measures(self) -> bool:
@@ -86,6 +89,8 @@ class QFedAvg(Strategy, frozen=True):
 
     def refusal(self, update: Contribution) -> Refusal | None:
         """Refuse who does not say how bad the global model was."""
+        if self._fairness(update) == 0:
+            return None
         loss = update.global_metrics.get(self.metric)
         if loss is not None and 0 <= loss <= _MOST_LOSS:
             return None
@@ -97,13 +102,17 @@ class QFedAvg(Strategy, frozen=True):
             expected="the loss of the global model that the round started from, from 0 "
             f"to {_MOST_LOSS:g}, which strategy qfedavg needs",
             got=f"no such metric, but {said}" if loss is None else f"{loss:g}",
-            advice="have the script evaluate each global model before it trains, or "
-            "name another metric as strategy.settings.metric",
+            advice="have the script evaluate each global model before it trains, name "
+            "another metric as strategy.settings.metric, or, if only the first model is "
+            "not evaluated, set strategy.settings.from_round = 1",
         )
 
     def weight(self, update: Contribution) -> float:
         """Return the examples by the loss to the power of q."""
-        return update.num_examples * math.pow(self._loss(update), self.q)
+        fairness = self._fairness(update)
+        if fairness == 0:
+            return update.num_examples
+        return update.num_examples * math.pow(self._loss(update), fairness)
 
     def reach(self, updates: Sequence[Contribution]) -> float:
         """Return how much shorter the step is than that to the mean."""
@@ -114,8 +123,14 @@ class QFedAvg(Strategy, frozen=True):
 
     def _bound(self, update: Contribution, weight: float) -> float:
         """Return what is in h of a site beside its weight, both by L."""
+        fairness = self._fairness(update)
+        if fairness == 0:
+            return 0.0
         gradient = update.squared_norm / self.learning_rate
-        return self.q * weight / self._loss(update) * gradient
+        return fairness * weight / self._loss(update) * gradient
+
+    def _fairness(self, update: Contribution) -> float:
+        return self.q if update.round_number >= self.from_round else 0.0
 
     def _loss(self, update: Contribution) -> float:
         return max(update.global_metrics[self.metric], _LEAST_LOSS)

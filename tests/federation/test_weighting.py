@@ -1,6 +1,7 @@
 """Updates that are weighed otherwise than by their examples."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,18 @@ def test_q_fedavg_refuses_who_does_not_say_the_loss(
         str(refusal)
     )
     assert got in str(refusal)
+
+
+def test_q_fedavg_averages_plainly_before_its_first_round() -> None:
+    strategy = QFedAvg(learning_rate=0.1, q=3, from_round=1)
+    first = Contribution(site="a", num_examples=5, squared_norm=9.0)
+    second = replace(first, round_number=1)
+
+    assert strategy.refusal(first) is None
+    assert (strategy.weight(first), strategy.reach([first])) == (5, 1)
+    assert "or, if only the first model is not evaluated, set" in (
+        str(strategy.refusal(second))
+    )
 
 
 def test_q_fedavg_takes_the_metric_that_it_is_told() -> None:
