@@ -35,6 +35,8 @@ def strategies_page() -> str:
     sections: list[str] = []
     for one in installed():
         sections += [f"**{one.name}**", one.summary]
+        if one.details:
+            sections.append(f"```{{eval-rst}}\n{one.details}\n```")
         if one.num_moments is not None:
             sections.append(_disk(one.num_moments))
         if one.settings:

@@ -18,7 +18,7 @@ class Contribution:
         num_steps: Optimizer steps of local training; 0 if the site does not say.
         global_metrics: Of the global model that the round started from, at the site.
         squared_norm: Square of the L2 distance that its parameters are from that model;
-            only for a strategy that `measures` it.
+            0 unless `Strategy.measures` says that it is needed.
     """
 
     site: str

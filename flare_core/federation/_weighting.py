@@ -103,8 +103,8 @@ class QFedAvg(Strategy, frozen=True):
             f"to {_MOST_LOSS:g}, which strategy qfedavg needs",
             got=f"no such metric, but {said}" if loss is None else f"{loss:g}",
             advice="have the script evaluate each global model before it trains, name "
-            "another metric as strategy.settings.metric, or, if only the first model is "
-            "not evaluated, set strategy.settings.from_round = 1",
+            "another metric as strategy.settings.metric, or, if only the first model "
+            "is not evaluated, set strategy.settings.from_round = 1",
         )
 
     def weight(self, update: Contribution) -> float:

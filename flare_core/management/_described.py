@@ -29,7 +29,7 @@ from msgspec.inspect import (
 
 _ATTRIBUTE = re.compile(r"    (\w+): (.*)")
 _CONTINUED = " " * 8
-_SIMPLE = {
+_SIMPLE: dict[type[Type], str] = {
     BoolType: "true or false",
     FloatType: "number",
     IntType: "integer",

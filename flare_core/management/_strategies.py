@@ -15,13 +15,14 @@ from flare_core.management._messages import exit_codes, say
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
     """A strategy that is installed.
 
     Attributes:
         name: As a plan has it.
         summary: The first sentences of its docstring.
+        details: What follows there before its settings, in reStructuredText.
         settings: What it can be told.
         num_moments: How many float32 models more it keeps on the server's disk, if its
             settings all have defaults.
@@ -29,6 +30,7 @@ class Described:
 
     name: str
     summary: str
+    details: str
     settings: tuple[Row, ...]
     num_moments: int | None
 
@@ -42,7 +44,15 @@ def installed() -> Iterator[Described]:
     """
     for name in sorted(entry_points(group=GROUP).names):
         kind = strategy_class(name)
-        yield Described(name, _summary(kind), tuple(settings(kind)), _moments(kind))
+        words, _, _ = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+        summary, _, details = words.partition("\n\n")
+        yield Described(
+            name=name,
+            summary=" ".join(summary.split()),
+            details=details.strip(),
+            settings=tuple(settings(kind)),
+            num_moments=_moments(kind),
+        )
 
 
 def strategies() -> None:
@@ -55,11 +65,6 @@ def strategies() -> None:
             for row in one.settings:
                 say(console, f"  {row.key} ({row.type}; {row.default}): {row.meaning}")
             say(console, "")
-
-
-def _summary(kind: type[Strategy]) -> str:
-    paragraph, _, _ = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
-    return " ".join(paragraph.split())
 
 
 def _moments(kind: type[Strategy]) -> int | None:

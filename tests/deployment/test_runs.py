@@ -105,10 +105,22 @@ def test_a_name_is_for_ever(deployed: Deployment) -> None:
         deployed.create("ONE", plan())
 
 
-def test_a_plan_that_cannot_be_played_makes_no_run(deployed: Deployment) -> None:
-    strange = flare.Plan(rounds=1, strategy=flare.StrategySettings(name="magic"))
+@pytest.mark.parametrize(
+    ("strategy", "complaint"),
+    [
+        (flare.StrategySettings(name="magic"), "is called 'magic'; installed: "),
+        (
+            flare.StrategySettings(name="fedadam", settings={"tau": 0}),
+            r"'fedadam': .*> 0.0 - at `strategy.settings.tau`; its settings are learn",
+        ),
+    ],
+)
+def test_a_plan_that_cannot_be_played_makes_no_run(
+    strategy: flare.StrategySettings, complaint: str, deployed: Deployment
+) -> None:
+    strange = flare.Plan(rounds=1, strategy=strategy)
 
-    with pytest.raises(flare.RequestDeniedError, match="magic"):
+    with pytest.raises(flare.RequestDeniedError, match=complaint):
         deployed.create("one", strange)
 
     with deployed.admin() as admin:
