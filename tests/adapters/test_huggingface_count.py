@@ -13,6 +13,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    TrainingArguments,
 )
 
 from adapters.huggingface_runs import records_of, run
@@ -33,6 +34,12 @@ from support import RunServer, SiteFile
 
 NUM_TARGETS = 10 * 7
 """Of the ten rows; their first token, which has no target, is not among them."""
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
+"""What transformers calls it: the first name is the newer one."""
 LABELS_EVERYWHERE = [row | {"labels": row["input_ids"]} for row in rows("llama", "b")]
 
 
@@ -153,7 +160,7 @@ def test_examples_are_what_the_loss_is_a_mean_over(
         {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
         {"label_smoothing_factor": 0.1},
         {"compute_loss_func": cross_entropy},
-        {"activation_checkpointing": True},
+        {CHECKPOINTING: True},
         {"bf16": True},
         {"torch_compile": True, "torch_compile_backend": "eager"},
     ],
