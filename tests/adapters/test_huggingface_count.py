@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -210,6 +211,29 @@ def test_hidden_labels_of_a_model_without_tokens_leave_its_rows(
     tally.see(module, (), {"inputs_embeds": torch.zeros(3, 5, 16)}, {"loss": loss})
 
     assert tally.take() == (3, 2.0)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_step_reads_nothing_that_a_gpu_may_still_be_computing(
+    hidden: bool,  # noqa: FBT001 - a parameter of the test
+    divided: bool,  # noqa: FBT001 - as above
+    tmp_path: Path,
+) -> None:
+    tally = Tally(arguments(str(tmp_path)), own(llama(seed=0)))
+    module = nn.Module().train()
+
+    with FakeTensorMode():  # these have no values: to read one raises
+        rows = torch.ones(3, 5, dtype=torch.int64)
+        inputs = {"attention_mask" if hidden else "labels": rows}
+        if divided:
+            inputs["num_items_in_batch"] = rows.sum()
+        tally.see(module, (), inputs, {"loss": torch.ones((), requires_grad=True)})
+        num_examples, loss = tally.take()
+
+    assert isinstance(num_examples, Tensor)
+    assert num_examples.dtype == torch.int64
+    assert isinstance(loss, Tensor)
 
 
 @pytest.mark.parametrize(
