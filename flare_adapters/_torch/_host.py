@@ -12,7 +12,8 @@ class Host:
 
     What is there already is used as it is: a view.  What is on a GPU is copied into
     pinned memory that is allocated once, so the GPU copies one tensor behind the other,
-    and the host waits once, for all of them.
+    and the host waits once, for all of them.  Torch rounds each tensor's memory up to a
+    power of two; one block for all would be rounded up as well, and by more at worst.
     """
 
     def __init__(self) -> None:

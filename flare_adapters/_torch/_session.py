@@ -89,8 +89,8 @@ class LocalSession:
         self.base: list[str] = []
         self.round_number = -1
         self.final = False
-        self._epochs = self._examples = 0
-        self._step = self._step_at_load = 0
+        self._epochs = self._step = self._step_at_load = 0
+        self._examples: int | Tensor = 0
         self._loss: float | Tensor = 0.0
         self._num_losses = 0
         self._global_metrics: Metrics = {}
@@ -192,13 +192,14 @@ class LocalSession:
         self._reset(optimizers)
         restore_random(self.trained_path / self._random_file)
 
-    def saw(self, num_examples: int, loss: Tensor | float | None = None) -> None:
-        """Count the examples of a batch, and its loss."""
-        self._examples += num_examples
+    def saw(
+        self, num_examples: int | Tensor, loss: Tensor | float | None = None
+    ) -> None:
+        """Count the examples of a batch, and its loss; tensors are read at the end."""
+        self._examples = self._examples + num_examples
         if loss is not None:
-            self._loss = self._loss + (
-                loss.detach().float() if isinstance(loss, Tensor) else loss
-            )
+            found = loss.detach().float() if isinstance(loss, Tensor) else loss
+            self._loss = self._loss + found
             self._num_losses += 1
 
     def at_step(self, step: int) -> None:
@@ -248,7 +249,7 @@ class LocalSession:
             run=self._run,
             plan=self.plan.fingerprint,
             round_number=self.round_number,
-            num_examples=self._ranks.total(self._examples),
+            num_examples=self._ranks.total(int(self._examples)),
             num_steps=self.steps,
             metrics=self._ranks.mean(scalars(self._training_loss())),
             global_metrics=self._ranks.mean(self._global_metrics),

@@ -30,6 +30,8 @@ _SEQ2SEQ = frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values())
 class Tally:
     """Counts between two optimizer steps.
 
+    What is on a GPU is counted there: the host would have to wait to read it.
+
     Args:
         args: Of the training.
         model: The model whose passes are seen, not wrapped.
@@ -41,6 +43,7 @@ class Tally:
         self._across_ranks = args.average_tokens_across_devices
         self._num_ranks = args.world_size
         self._first_rank = args.process_index == 0
+        self._device = args.device
         self._said = False
         self._start()
 
@@ -57,36 +60,42 @@ class Tally:
         if self._by_tokens and items is not None:
             # by which the Trainer divides the whole step's loss, of all ranks if so
             counts = self._first_rank or not self._across_ranks
-            self._num_examples = int(torch.as_tensor(items).max()) if counts else 0
+            total = self._here(torch.as_tensor(items).max())
+            self._counts[:] = [total] if counts else []
         elif self._by_tokens:
-            self._num_examples += self._targets(kwargs)
+            self._counts.append(self._targets(kwargs))
         else:
-            self._num_examples += _rows(kwargs)
+            self._counts.append(_rows(kwargs))
         loss = output.get("loss") if isinstance(output, Mapping) else None
         if isinstance(loss, Tensor):
-            self._losses.append(loss.detach().mean())  # read later: no wait
+            self._losses.append(self._here(loss.detach().float().mean()))
 
-    def take(self) -> tuple[int, float | None]:
+    def take(self) -> tuple[int | Tensor, float | Tensor | None]:
         """Return the examples and the loss of a step, as the `Trainer` logs it."""
-        loss = sum(map(float, self._losses)) if self._losses else None
+        num_examples = sum(self._counts)
+        loss = sum(self._losses) if self._losses else None
         if loss is not None and not self._divided:
-            loss /= self._num_passes
+            loss = loss / self._num_passes
         elif loss is not None and self._across_ranks:
-            loss *= self._num_ranks
-        num_examples = self._num_examples
+            loss = loss * self._num_ranks
         self._start()
         return num_examples, loss
 
     def _start(self) -> None:
-        self._num_examples = self._num_passes = 0
+        self._num_passes = 0
+        self._counts: list[int | Tensor] = []
         self._losses: list[Tensor] = []
         self._divided = False
 
-    def _targets(self, kwargs: Mapping[str, Any]) -> int:
+    def _here(self, found: Tensor) -> Tensor:
+        """Take a number to one device: the passes of a step may run on several."""
+        return found.to(self._device)
+
+    def _targets(self, kwargs: Mapping[str, Any]) -> int | Tensor:
         labels = kwargs.get("labels")
         if labels is not None:
             labels = labels[..., 1:] if self._shifted else labels
-            return int((labels != _IGNORED).sum())
+            return self._here((labels != _IGNORED).sum())
         if not self._said:
             self._said = True
             _log.warning(
@@ -95,7 +104,9 @@ class Tally:
             )
         for name in ("attention_mask", "input_ids"):
             if isinstance(found := kwargs.get(name), Tensor):
-                return int(found.sum()) if name == "attention_mask" else found.numel()
+                if name == "input_ids":
+                    return found.numel()
+                return self._here(found.sum(dtype=torch.int64))
         return _rows(kwargs)
 
 

@@ -156,7 +156,7 @@ class FLCallback(Callback):
     ) -> None:
         """Correct the gradients, which are not clipped yet."""
         del pl_module
-        if self._session is not None:
+        if self._session is not None and self._session.corrects_gradients:
             scale = grad_scale(trainer, optimizer)
             self._session.adjust_gradients(optimizer, scale)
 

@@ -1,5 +1,9 @@
 """Lightning on a GPU: precisions, and sites that share the device."""
 
+import hashlib
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import lightning as L  # noqa: N812 - as its users write it
@@ -10,10 +14,11 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from adapters.gpu import GPU, NEEDS_CUDA, digest, places
+from adapters.gpu import GPU, NEEDS_CUDA
+from adapters.lightning_on_gpu import ON_GPU, Watch, play, precision
 from adapters.lightning_runs import FEATURES, Log, Net, data, whole
 from adapters.scripts.lightning_site import trainer
-from adapters.sites import assert_equal, models, together
+from adapters.sites import assert_equal, models
 from flare_adapters.lightning import FLCallback, FLStrategy
 from flare_core import FedProx, Plan, Schedule, Selection
 from support import RunServer, SiteFile
@@ -24,17 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # Lightning's advice
     pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning"),
 ]
-ON_GPU = {"accelerator": "gpu", "devices": 1}
-
-
-def half() -> MixedPrecision:
-    """Return float16 whose scale changes all the time."""
-    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**20, growth_interval=2)
-    return MixedPrecision("16-mixed", "cuda", scaler)
-
-
-def precision(name: str) -> dict[str, Any]:
-    return {"plugins": half()} if name == "16-mixed" else {"precision": name}
 
 
 @pytest.mark.parametrize("name", ["32-true", "bf16-mixed", "16-mixed", "bf16-true"])
@@ -78,8 +72,37 @@ def test_one_site_is_the_plain_script_bit_for_bit(
     assert_equal(found, plain)
 
 
+@pytest.fixture(scope="module")
+def sites() -> Iterator[ProcessPoolExecutor]:
+    """A process for each of two sites."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("name", ["32-true", "bf16-mixed", "16-mixed", "bf16-true"])
+@pytest.mark.timeout(300)  # processes import the framework
+def test_two_sites_on_one_gpu_end_with_the_same_model_twice(
+    name: str, run_server: RunServer, site_file: SiteFile, sites: ProcessPoolExecutor
+) -> None:
+    def play_two() -> str:
+        server = run_server(Plan(rounds=4, selection=Selection(sites=2)))
+        files = [site_file(n, server.endpoint, i, 2) for i, n in enumerate("ab")]
+        found = list(sites.map(play, files, (0, 1), (name, name)))
+
+        blake3, final = server.result().blake3, models(server)[-1]
+        weights = b"".join(final[one].tobytes() for one in sorted(final))
+        for left in found:
+            assert left.weights == hashlib.blake2b(weights).hexdigest()
+            assert len(left.places) == 5
+            assert all(place == left.places[0] for place in left.places)
+            assert {device for device, _ in left.places[0]} == {GPU}
+        return blake3
+
+    assert play_two() == play_two() != ""
+
+
 class Still(L.LightningModule):
-    """Draws no numbers: two sites in one process have the same generator."""
+    """Draws no numbers, so that trainings differ by what a test changes."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -93,65 +116,6 @@ class Still(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), lr=0.01)
-
-
-class Watch(Callback):
-    """Notes where the weights are in each epoch, and which they are in the end."""
-
-    def __init__(self) -> None:
-        self.places: list[set[tuple[str, int]]] = []
-        self.weights: dict[str, Tensor] = {}
-
-    def on_train_epoch_start(self, trainer: L.Trainer, net: Any) -> None:
-        self.places.append(places(net))
-
-    def on_train_end(self, trainer: L.Trainer, net: Any) -> None:
-        self.places.append(places(net))
-        self.weights = {n: one.detach().cpu() for n, one in net.state_dict().items()}
-
-
-def play_two(
-    run_server: RunServer, site_file: SiteFile, name: str
-) -> tuple[str, list[Watch], list[dict[str, Any]]]:
-    """Return the final hash, what was watched at the sites, and the global model."""
-    server = run_server(Plan(rounds=4, selection=Selection(sites=2)))
-    nets, watches = [Still(0), Still(1)], [Watch(), Watch()]
-    files = [site_file(n, server.endpoint, i, 2) for i, n in enumerate("ab")]
-
-    def site(number: int) -> None:
-        callback = FLCallback(files[number])
-        run = trainer(
-            max_epochs=1,
-            callbacks=[callback, watches[number]],
-            **ON_GPU,
-            **precision(name),
-        )
-        run.fit(nets[number], DataLoader(data(number, 24), batch_size=8))
-
-    assert together(lambda: site(0), lambda: site(1)) == [None, None]
-    final = models(server)[-1]
-    weights = [
-        {n: torch.from_numpy(final[n].copy()) for n in final}
-        for _ in range(name != "bf16-true")  # NumPy's bfloat16 is not torch's
-    ]
-    return server.result().blake3, watches, weights
-
-
-@pytest.mark.parametrize("name", ["32-true", "bf16-mixed", "16-mixed", "bf16-true"])
-def test_two_sites_on_one_gpu_end_with_the_same_model_twice(
-    name: str, run_server: RunServer, site_file: SiteFile
-) -> None:
-    first, watches, weights = play_two(run_server, site_file, name)
-    second, *_ = play_two(run_server, site_file, name)
-
-    assert first == second != ""
-    assert digest(watches[0].weights.values()) == digest(watches[1].weights.values())
-    for expected in weights:
-        assert_equal(watches[0].weights, expected)
-    for watch in watches:
-        assert len(watch.places) == 5
-        assert all(place == watch.places[0] for place in watch.places)
-        assert {device for device, _ in watch.places[0]} == {GPU}
 
 
 @pytest.mark.parametrize("fused", [False, True])

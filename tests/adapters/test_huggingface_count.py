@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    TrainingArguments,
 )
 
 from adapters.huggingface_runs import records_of, run
@@ -33,6 +35,12 @@ from support import RunServer, SiteFile
 
 NUM_TARGETS = 10 * 7
 """Of the ten rows; their first token, which has no target, is not among them."""
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
+"""What transformers calls it: the first name is the newer one."""
 LABELS_EVERYWHERE = [row | {"labels": row["input_ids"]} for row in rows("llama", "b")]
 
 
@@ -153,7 +161,7 @@ def test_examples_are_what_the_loss_is_a_mean_over(
         {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
         {"label_smoothing_factor": 0.1},
         {"compute_loss_func": cross_entropy},
-        {"activation_checkpointing": True},
+        {CHECKPOINTING: True},
         {"bf16": True},
         {"torch_compile": True, "torch_compile_backend": "eager"},
     ],
@@ -203,6 +211,29 @@ def test_hidden_labels_of_a_model_without_tokens_leave_its_rows(
     tally.see(module, (), {"inputs_embeds": torch.zeros(3, 5, 16)}, {"loss": loss})
 
     assert tally.take() == (3, 2.0)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_step_reads_nothing_that_a_gpu_may_still_be_computing(
+    hidden: bool,  # noqa: FBT001 - a parameter of the test
+    divided: bool,  # noqa: FBT001 - as above
+    tmp_path: Path,
+) -> None:
+    tally = Tally(arguments(str(tmp_path)), own(llama(seed=0)))
+    module = nn.Module().train()
+
+    with FakeTensorMode():  # these have no values: to read one raises
+        rows = torch.ones(3, 5, dtype=torch.int64)
+        inputs = {"attention_mask" if hidden else "labels": rows}
+        if divided:
+            inputs["num_items_in_batch"] = rows.sum()
+        tally.see(module, (), inputs, {"loss": torch.ones((), requires_grad=True)})
+        num_examples, loss = tally.take()
+
+    assert isinstance(num_examples, Tensor)
+    assert num_examples.dtype == torch.int64
+    assert isinstance(loss, Tensor)
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def _play(
     problems += [
         f"{name} ended with {code}"
         for name, code in codes.items()
-        if code and _OVER not in (path / f"{name}.log").read_text(errors="replace")
+        if code and not _struck_once_all_was_over(name, code, path)
     ]
     record = deployed.folder.runs / RUN
     problems += _problems(record, plan)
@@ -200,6 +200,16 @@ def _play(
         problems=problems,
         said={n: one.read_text(errors="replace") for n, one in logs.items()},
     )
+
+
+def _struck_once_all_was_over(name: str, code: int, path: Path) -> bool:
+    """Return whether a fault alone explains a bad end, and nothing was left to do.
+
+    Whether the run is what it should be is looked at beside this.
+    """
+    if name == SERVER:  # killed by a fault while it was about to be ended
+        return code == -signal.SIGKILL
+    return _OVER in (path / f"{name}.log").read_text(errors="replace")
 
 
 def _wait_for_the_end(deployed: Deployment, deadline: float) -> None:
