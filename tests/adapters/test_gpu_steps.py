@@ -18,7 +18,7 @@ from adapters.scripts.huggingface_site import KINDS, arguments, rows
 from adapters.scripts.lightning_site import trainer
 from flare_adapters.huggingface import FLCallback
 from flare_adapters.lightning import FLCallback as LightningCallback
-from flare_core import Plan, Schedule, StrategySettings
+from flare_core import FedProx, Plan, Schedule
 from support import RunServer, SiteFile
 
 pytestmark = [
@@ -66,7 +66,7 @@ class Waiting(TrainerCallback):
 def test_the_trainer_is_not_kept(
     kind: str, settings: dict[str, Any], run_server: RunServer, site_file: SiteFile
 ) -> None:
-    plan = Plan(rounds=1, schedule=TWO_EPOCHS, strategy=StrategySettings(mu=0.1))
+    plan = Plan(rounds=1, schedule=TWO_EPOCHS, local=FedProx(mu=0.1))
     server = run_server(plan)
     file = site_file("a", server.endpoint)
     before, after = Waiting("error"), Waiting("default")
