@@ -159,7 +159,7 @@ class Run:
         if not again:
             self._guests.forgive(site)
         refused = self._guests.greet(site)
-        if again and not refused and site in self.lobby.gone:
+        if again and not refused and self.lobby.may_come_back(site):
             self._come_back(site, self.lobby.joined[site])
 
     def receive(self, site: str, message: ToServer | Chunk) -> None:

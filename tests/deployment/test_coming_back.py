@@ -26,6 +26,7 @@ from flare_core.communication import (
     Propose,
     Refused,
     Start,
+    Welcome,
     pack,
 )
 from site_scripts import (
@@ -44,6 +45,8 @@ _LONG = 10_000
 """Too large to go along with what announces it: updates are files."""
 _INITIAL = model(*[0] * _LONG)
 _LAYOUT = flare.ModelState(_INITIAL).layout
+_OTHER_LAYOUT = flare.ModelState(model(0)).layout
+_OPEN = flare.Plan(rounds=1, selection=flare.Selection(sites=1, newcomers=True))
 
 
 def _file(value: float) -> Sequence[bytes]:
@@ -173,3 +176,59 @@ def test_what_a_refused_site_sent_writes_nothing_onto_the_terminals_of_others(
             pass
     assert "these must come back: b (refused: " in notice.words
     assert notice.words.isprintable()
+
+
+def test_a_newcomer_that_does_not_fit_ends_nobody_elses_run(
+    deployed: Deployment, pool: ThreadPoolExecutor
+) -> None:
+    for name in "ab":
+        deployed.member(name)
+    deployed.create("demo", _OPEN)
+    begun, may_go = threading.Event(), threading.Event()
+
+    def held(current: flare.ClientRound) -> Local:
+        begun.set()
+        assert may_go.wait(WAIT_S)
+        return add(1)(current)
+
+    a = pool.submit(play, deployed.site("a", "demo"), _INITIAL, held)
+    assert begun.wait(WAIT_S)
+    with closing(deployed.peer("b")) as b:
+        b.join("b", _OTHER_LAYOUT)
+        assert isinstance(b.hear(), Refused)
+        again = hello("b", session=stream_id())
+        b.say(again)
+        assert isinstance(b.hear(), Welcome)
+        b.say(again)  # as after a break
+        assert isinstance(b.hear(), Welcome)
+        may_go.set()
+
+        assert set(a.result(WAIT_S)["w"].tolist()) == {1}
+
+
+def test_a_newcomer_that_does_not_fit_again_and_again_is_in_quarantine(
+    deployed: Deployment, pool: ThreadPoolExecutor
+) -> None:
+    for name in "ab":
+        deployed.member(name)
+    deployed.create("demo", _OPEN)
+    begun, may_go = threading.Event(), threading.Event()
+
+    def held(current: flare.ClientRound) -> Local:
+        begun.set()
+        assert may_go.wait(WAIT_S)
+        return add(1)(current)
+
+    a = pool.submit(play, deployed.site("a", "demo"), _INITIAL, held)
+    assert begun.wait(WAIT_S)
+    with closing(deployed.peer("b")) as b:
+        for _ in range(3):
+            b.join("b", _OTHER_LAYOUT)
+            assert isinstance(b.hear(), Refused)
+        b.say(hello("b"))
+        answer = b.hear()
+        may_go.set()
+        a.result(WAIT_S)
+
+    assert isinstance(answer, Aborted)
+    assert "'b' is in quarantine: it was refused 3 times" in answer.reason
