@@ -137,11 +137,12 @@ class Run:
         for site, standing in kept.sites.items():
             self.lobby.enter(site, standing.join)
             self.lobby.refusals[site] = standing.refusals
-            if not standing.present:
-                self.lobby.lose(site, "it left before the server was started again")
             if standing.metrics is not None:
                 self._final_metrics[site] = standing.metrics
-            self._observer(self.lobby.event(site))
+            if standing.present:
+                self._observer(self.lobby.event(site))
+            else:
+                self.lobby.lose(site, "it left before the server was started again")
         if kept.number is None:
             self._opening.advance()
             return

@@ -146,6 +146,9 @@ def test_a_site_that_left_before_the_server_was_restarted_is_in_the_round_still(
     info = deployed.info("demo")
     assert info.state == ("playing" if quorum else "paused")
     assert ("round 0 needs 3 updates" in info.error) is (quorum is None)
+    assert info.sites == ["a", "b"]
+    events = [line["event"] for line in deployed.audit() if line["site"] == "c"]
+    assert events == ["joined", "left"]
     with closing(deployed.peer("c")) as c:
         c.join("c", _LAYOUT)
         assert _started(c).round_number == 0
