@@ -146,8 +146,13 @@ class Registry:
         return self._members[invited.name]
 
     def add(self, name: str, role: Role, key: str) -> None:
-        """Make somebody a member without an invitation: the admin of this machine."""
+        """Make somebody a member without an invitation: the admin of this machine.
+
+        Nobody else is, or becomes again, who is called so: an earlier admin may have
+        been revoked, and his name given to somebody with another role.
+        """
         if self.admit(key) != name:
+            self._store.revoke(name)
             self._store.enrol(name, role, key)
             self._read()
 
