@@ -33,7 +33,7 @@ from flare_core.application._edge import Edge
 from flare_core.application._gate import Gate
 from flare_core.application._link import Proposal
 from flare_core.application._mirror import Mirror, Mirrors
-from flare_core.application._secured import remember, secured_as
+from flare_core.application._secured import own_keys, remember, secured_as
 from flare_core.application._spool import Spool
 from flare_core.communication import (
     INITIAL,
@@ -105,6 +105,7 @@ class ZmqLink:
                 patience_s=site.patience_s,
                 secured=secured_as(site),
                 learnt=partial(remember, site),
+                newest=partial(own_keys, site),
             )
             welcome = self._sure(self._courier.ask(hello, Welcome), Welcome)
             with self._within_policy():
