@@ -17,6 +17,7 @@ from flare_core.communication import (
     Bye,
     Chunk,
     Committed,
+    Done,
     Join,
     Leave,
     Notice,
@@ -26,6 +27,7 @@ from flare_core.communication import (
     Propose,
     Refused,
     Start,
+    StopRun,
     Welcome,
     pack,
 )
@@ -179,6 +181,42 @@ def test_what_a_refused_site_sent_writes_nothing_onto_the_terminals_of_others(
             pass
     assert "these must come back: b (refused: " in notice.words
     assert notice.words.isprintable()
+
+
+def test_what_a_site_says_of_its_base_writes_nothing_onto_the_terminals_of_others(
+    deployed: Deployment,
+) -> None:
+    for name in "ab":
+        deployed.member(name)
+    deployed.create("demo", plan())
+
+    with closing(deployed.peer("a")) as a, closing(deployed.peer("b")) as b:
+        for name, peer, base in (("a", a, "\x1b[2J"), ("b", b, "fedcba")):
+            peer.say(hello(name))
+            welcome = peer.hear()
+            assert isinstance(welcome, Welcome)
+            fingerprint = welcome.plan.fingerprint
+            peer.say(Join(layout=_LAYOUT, plan=fingerprint, base=base))
+        refused = b.hear()
+
+    assert isinstance(refused, Refused)
+    assert refused.refusal.expected == "fingerprint  [2J as at site 'a'"
+
+
+def test_why_a_run_was_stopped_writes_nothing_onto_the_terminals_of_its_sites(
+    deployed: Deployment,
+) -> None:
+    deployed.member("a")
+    deployed.create("demo", plan())
+    with closing(deployed.peer("a")) as a, deployed.admin() as admin:
+        a.join("a", _LAYOUT)
+        _heard_out(a)
+
+        admin.ask(StopRun(run="demo", reason="\x1b[2Jall is well"), Done)
+
+        told = a.hear()
+    assert isinstance(told, Aborted)
+    assert told.reason == "stopped by admin:  [2Jall is well"
 
 
 def test_a_newcomer_that_does_not_fit_ends_nobody_elses_run(
