@@ -175,7 +175,7 @@ def test_who_is_invited_again_after_a_revocation_needs_another_key(
     deployed.revoke("a")
     (home / "site.toml").unlink()  # but keeps the key
 
-    with pytest.raises(flare.RequestDeniedError, match="expected a new public key"):
+    with pytest.raises(flare.RequestDeniedError, match="move the file of the secret"):
         accept_invitation(deployed.invitation("a"), home)
 
     fresh = deployed.path / "fresh"

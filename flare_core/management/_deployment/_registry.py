@@ -195,7 +195,10 @@ class Registry:
 
     def _refuse_known(self, key: str) -> None:
         if not is_key(key) or key in self._names or key in self._invitations:
-            msg = "expected a new public key (Z85), got one that is none or is known"
+            msg = (
+                "expected a new public key (Z85), got one that is none or is known; "
+                "move the file of the secret key away, and another one is made"
+            )
             raise RequestDeniedError(msg)
 
     def _read(self) -> None:
