@@ -179,7 +179,8 @@ class ZmqLink:
         if self._courier is None:
             return
         self._gate.ended(reason, failed=failed)
-        message = Leave(metrics=as_scalars(metrics), reason=reason, failed=failed)
+        told = self._gate.told(reason) if failed else reason
+        message = Leave(metrics=as_scalars(metrics), reason=told, failed=failed)
         try:
             self._courier.ask(message, Bye)
         except FlareError as exc:

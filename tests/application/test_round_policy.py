@@ -280,10 +280,10 @@ def test_a_run_of_which_all_sites_are_gone_pauses_and_goes_on_when_they_are_back
 
     gone = [pool.submit(play, files[name], model(0), fail) for name in "ab"]
     assert all(isinstance(one.exception(WAIT_S), OSError) for one in gone)
-    deployed.said("demo", "needs 2 updates; 2 of these must come back: a (OSError: ")
+    deployed.said("demo", "needs 2 updates; 2 of these must come back: a (OSError); ")
     info = deployed.info("demo")
     assert (info.state, info.rounds) == ("paused", 1)
-    assert "b (OSError: power cut)" in info.error
+    assert "b (OSError)" in info.error
 
     back = [pool.submit(play, files[name], model(0), add(1)) for name in "ab"]
 
@@ -309,4 +309,4 @@ def test_a_run_whose_site_is_gone_for_good_ends_with_the_quorum_and_says_so(
     assert isinstance(b.exception(WAIT_S), OSError)
     assert a.result(WAIT_S)["w"].tolist() == [3]
     assert deployed.ended("demo").state == "finished"
-    deployed.audited("left", site="b", why="OSError: power cut")
+    deployed.audited("left", site="b", why="OSError")
