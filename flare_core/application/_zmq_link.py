@@ -271,6 +271,8 @@ class ZmqLink:
             start = self._sure(got, Start)
         weights = unpack(got, classes=self._layout.classes)
         self._edge.arrived(start.stream, weights)
+        if start.final:
+            self._edge.ended()
         return GlobalModel(
             round_number=start.round_number, weights=weights, final=start.final
         )
