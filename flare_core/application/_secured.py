@@ -50,7 +50,7 @@ def remember(site: Site, key: str) -> None:
     path = Path(site.file)
     try:
         text = path.read_text(encoding="utf-8")
-        if key in text:
+        if key in text or not is_key(key):
             return
         lines = [one for one in text.splitlines() if not one.startswith(_NEXT)]
         place = next(n for n, one in enumerate(lines) if one.startswith(_NOW))
