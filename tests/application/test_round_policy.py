@@ -14,7 +14,12 @@ import flare_core as flare
 from deployed import Deployment, deployment
 from flare_core import Admission, RoundPolicy
 from flare_core._plan import EncodingUp
-from flare_core.application import RoundPlayed, UpdateIgnored
+from flare_core.application import (
+    RoundPlayed,
+    RunPaused,
+    RunResumed,
+    UpdateIgnored,
+)
 from site_scripts import WAIT_S, Local, Train, add, model, plan, play
 from support import RunningServer, RunServer, SiteFile
 
@@ -111,6 +116,9 @@ def test_a_deadline_without_a_quorum_waits_for_it_and_tells_the_sites(
     for site in "ab":
         told = f"site {site!r}: the server says: round 0 is past its deadline"
         assert told in caplog.text
+    waits = [e for e in server.events if isinstance(e, RunPaused | RunResumed)]
+    assert [type(event) for event in waits] == [RunPaused, RunResumed]
+    assert waits[-1].round_number == 0
 
 
 @pytest.mark.parametrize(("up", "size"), [("none", 1), ("int8", 50_000)])
