@@ -10,7 +10,8 @@ from flare_core._errors import ConfigurationError
 from flare_core.communication import Limits
 
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
-_ADDRESS = re.compile(r"tcp://(?P<host>\[[^\]\s]+\]|[^\[\]:/\s]+):\d{1,5}")
+_ADDRESS = re.compile(r"tcp://(?P<host>\[[^\]\s]+\]|[^\[\]:/\s]+):(?P<port>[0-9]{1,5})")
+_LAST_PORT = 65_535
 _EVERYWHERE = ("0.0.0.0", "[::]", "*")  # noqa: S104 - nothing is bound here
 
 
@@ -75,7 +76,7 @@ def read_settings(path: Path) -> ServerSettings:
 def _host(key: str, address: str) -> str:
     """Return the host in an address; raises `ValueError` if it is none."""
     found = _ADDRESS.fullmatch(address)
-    if found is None:
+    if found is None or int(found["port"]) > _LAST_PORT:
         msg = f"{key}: expected tcp://HOST:PORT, got {address!r}"
         raise ValueError(msg)
     return found["host"]
