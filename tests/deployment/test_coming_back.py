@@ -161,6 +161,33 @@ def test_a_site_that_left_before_the_server_was_restarted_is_in_the_round_still(
     assert [set(one.result(WAIT_S)["w"].tolist()) for one in sites] == [{2}, {2}]
 
 
+def test_a_site_that_has_a_run_pause_again_and_again_fills_no_file(
+    deployed: Deployment,
+) -> None:
+    for name in "ab":
+        deployed.member(name)
+    deployed.create("demo", plan())
+
+    with closing(deployed.peer("a")) as a, closing(deployed.peer("b")) as b:
+        b.join("b", _LAYOUT)
+        a.join("a", _LAYOUT)
+        assert isinstance(a.hear(), Propose)
+        a.hand_in(_file(0), round_number=INITIAL)
+        assert _started(b).round_number == 0
+        for _ in range(50):
+            b.say(Leave(metrics={}, reason="to come back"))
+            while not isinstance(b.hear(), Bye):
+                pass
+            b.join("b", _LAYOUT)
+        _heard_out(b)
+
+    events = [line["event"] for line in deployed.audit() if line["run"] == "demo"]
+    assert events.count("paused") == events.count("resumed") == 10
+    progress = (deployed.folder.runs / "demo" / "progress.log").read_text()
+    assert len(progress.splitlines()) < 50
+    assert deployed.info("demo").state == "playing"
+
+
 def test_what_a_refused_site_sent_writes_nothing_onto_the_terminals_of_others(
     deployed: Deployment,
 ) -> None:
