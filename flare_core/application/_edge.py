@@ -93,6 +93,15 @@ class Edge:
         if self._encoding.up == "topk":
             self._residual.commit_earlier()
 
+    def ended(self) -> None:
+        """Note that no update follows, and forget what was kept for it.
+
+        Raises:
+            ConfigurationError: If the file system refuses.
+        """
+        if self._encoding.up == "topk":
+            self._residual.remove()
+
     def short_cut(self, start: Start) -> Delta | None:
         """Return the shorter way to a global model, if it begins where the site is."""
         delta = start.delta

@@ -76,6 +76,17 @@ class Gate:
         """Note what the policy did not allow."""
         self._note("policy", rule=violation.rule, words=str(violation))
 
+    def told(self, failure: str) -> str:
+        """Return what the server may hear of a failure: in a deployment, its kind.
+
+        What an error says behind that may quote the data that a script was reading,
+        and would be in the audit log of the server and in the logs of other sites.
+
+        Args:
+            failure: ``"KIND: WORDS"``, or words of ours.
+        """
+        return failure if self._audit is None else failure.partition(": ")[0]
+
     def ended(self, reason: str, *, failed: bool = False) -> None:
         """Note that the site's part in the run is over; it is, noted or not."""
         try:

@@ -2,6 +2,8 @@
 
 from typing import final
 
+from msgspec import structs
+
 from flare_core._errors import Refusal
 from flare_core.application._distribution import Send
 from flare_core.application._events import Observer, SiteRefused
@@ -37,7 +39,11 @@ class Guests:
         return refused is not None
 
     def refuse(self, refusal: Refusal) -> None:
-        """Tell a site, and the record, that something of it is not accepted."""
+        """Tell a site, and the record, that something of it is not accepted.
+
+        What was expected of it may be in another site's words.
+        """
+        refusal = structs.replace(refusal, expected=in_words(refusal.expected))
         self._observer(SiteRefused(refusal))
         self._refused[refusal.site] = refused = Refused(refusal=refusal)
         self._send(refusal.site, refused)
@@ -48,11 +54,12 @@ class Guests:
 
     def dismiss(self, reason: str) -> None:
         """Tell all that the run ends here."""
+        message = Aborted(reason=in_words(reason))
         for site in sorted(self._welcomed):  # one may still be loading its model
-            self._send(site, Aborted(reason=reason))
+            self._send(site, message)
 
 
 def in_words(reason: str) -> str:
-    """Return what may be a site's own words, fit for logs and terminals."""
+    """Return what may be somebody's own words, fit for logs and terminals."""
     start = reason[:_LONGEST_REASON]
     return "".join(one if one.isprintable() else " " for one in start)

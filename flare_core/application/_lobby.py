@@ -24,7 +24,7 @@ class Lobby:
     Attributes:
         joined: What each site has said it would exchange, for the whole run.
         present: The sites that have joined and not left.
-        gone: The others, and why.
+        gone: Those who are not here any more, or were refused, and why.
         refusals: How often something was refused, of each site of which it was.
     """
 
@@ -47,6 +47,10 @@ class Lobby:
         """Return whether a site may join, or come back."""
         return site not in self.present and not self.unwanted(site)
 
+    def may_come_back(self, site: str) -> bool:
+        """Return whether a site has joined and is gone: one may be refused before."""
+        return site in self.gone and site in self.joined
+
     @property
     def opener(self) -> str:
         """The site whose weights the run starts from: the first one by name."""
@@ -54,8 +58,9 @@ class Lobby:
 
     @property
     def gone_in_words(self) -> str:
-        """Who is gone, and why."""
-        return "; ".join(f"{site} ({why})" for site, why in sorted(self.gone.items()))
+        """Who is gone that had joined, and why."""
+        gone = ((site, self.gone[site]) for site in sorted(self.gone))
+        return "; ".join(f"{site} ({why})" for site, why in gone if site in self.joined)
 
     def objection(self, hello: Hello) -> str:
         """Return why a site may not take part; empty if it may."""
@@ -102,8 +107,9 @@ class Lobby:
 
     def unwanted(self, site: str) -> str:
         """Return why a site may not join, or come back; empty if it may."""
-        if site in self.joined:
-            return self._quarantine(site)
+        reason = self._quarantine(site)
+        if reason or site in self.joined:
+            return reason
         for other in self.joined:
             if other.casefold() == site.casefold():
                 return (

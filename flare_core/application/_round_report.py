@@ -39,8 +39,8 @@ class RoundReport:
         self._sites[site] = SiteReport(
             num_examples=offer.num_examples,
             num_steps=offer.num_steps,
-            global_metrics=_finite(site, offer.global_metrics),
-            metrics=_finite(site, offer.metrics),
+            global_metrics=_finite(f"site {site!r}", offer.global_metrics),
+            metrics=_finite(f"site {site!r}", offer.metrics),
             bytes_down=self._bytes_down.get(site, 0),
             bytes_up=offer.num_bytes,
             error_up=offer.error if math.isfinite(offer.error) else 0.0,
@@ -67,11 +67,11 @@ class RoundReport:
             round=self._number,
             sites=sites,
             num_examples=sum(weights.values()),
-            global_metrics=weighted_mean(before, weights),
-            metrics=weighted_mean(after, weights),
+            global_metrics=_mean(before, weights),
+            metrics=_mean(after, weights),
             bytes_down=sum(report.bytes_down for report in sites.values()),
             bytes_up=sum(report.bytes_up for report in sites.values()),
-            error_down=error_down,
+            error_down=error_down if math.isfinite(error_down) else 0.0,
             seconds=self._seconds(),
             blake3="",
         )
@@ -101,15 +101,22 @@ def parting(
         metrics: Of the final model, by site.
         weights: Examples of each site in the last round; a site not there weighs 1.
     """
-    sites = {site: _finite(site, metrics[site]) for site in sorted(metrics)}
+    sites = {one: _finite(f"site {one!r}", metrics[one]) for one in sorted(metrics)}
     of_each = {site: weights.get(site, 1) for site in sites}
-    mean = weighted_mean(sites, of_each)
+    mean = _mean(sites, of_each)
     return msgspec.structs.replace(result, sites=sites, metrics=mean)
 
 
-def _finite(site: str, metrics: Metrics) -> dict[str, float]:
+def _mean(
+    metrics: Mapping[str, Metrics], weights: Mapping[str, int]
+) -> dict[str, float]:
+    """Return the mean of each metric, unless the sum is beyond all numbers."""
+    return _finite("all sites", weighted_mean(metrics, weights))
+
+
+def _finite(whose: str, metrics: Metrics) -> dict[str, float]:
     """Return the metrics that JSON can hold."""
     for name, value in metrics.items():
         if not math.isfinite(value):
-            _log.warning("site %r: metric %r is %s: not recorded", site, name, value)
+            _log.warning("%s: metric %r is %s: not recorded", whose, name, value)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

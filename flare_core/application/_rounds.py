@@ -388,8 +388,8 @@ class Rounds:
     def _look_whether_it_waits(self, current: Round) -> None:
         """Say what the run waits for, or give it up where nobody comes back."""
         if self.finished:
-            return
-        if current.short_by and not self._patient:
+            self._waiting.over(current.number)
+        elif current.short_by and not self._patient:
             why = f"sites are gone: {self._lobby.gone_in_words}"
             self._failed(self._waiting.in_vain(current, why), "")
         else:

@@ -138,11 +138,12 @@ class Run:
         for site, standing in kept.sites.items():
             self.lobby.enter(site, standing.join)
             self.lobby.refusals[site] = standing.refusals
-            if not standing.present:
-                self.lobby.lose(site, "it left before the server was started again")
             if standing.metrics is not None:
                 self._final_metrics[site] = standing.metrics
-            self._observer(self.lobby.event(site))
+            if standing.present:
+                self._observer(self.lobby.event(site))
+            else:
+                self.lobby.lose(site, "it left before the server was started again")
         if kept.number is None:
             self._opening.advance()
             return
@@ -160,7 +161,7 @@ class Run:
         if not again:
             self._guests.forgive(site)
         refused = self._guests.greet(site)
-        if again and not refused and site in self.lobby.gone:
+        if again and not refused and self.lobby.may_come_back(site):
             self._come_back(site, self.lobby.joined[site])
 
     def receive(self, site: str, message: ToServer | Chunk) -> None:

@@ -28,9 +28,17 @@ def secured_as(site: Site) -> Secured | None:
             f"{site.key!r}; `flare accept` writes both"
         )
         raise ConfigurationError(msg)
-    keys = KeyPair.read(Path(site.key))
-    secured = Secured(keys, site.server_key.encode())
+    secured = Secured(own_keys(site), site.server_key.encode())
     return learnt(secured, site.next_server_key) or secured
+
+
+def own_keys(site: Site) -> KeyPair:
+    """Return the keys that a site has now; `flare rotate` may have changed them.
+
+    Raises:
+        ConfigurationError: If its key file cannot be read.
+    """
+    return KeyPair.read(Path(site.key))
 
 
 def remember(site: Site, key: str) -> None:
@@ -42,7 +50,7 @@ def remember(site: Site, key: str) -> None:
     path = Path(site.file)
     try:
         text = path.read_text(encoding="utf-8")
-        if key in text:
+        if key in text or not is_key(key):
             return
         lines = [one for one in text.splitlines() if not one.startswith(_NEXT)]
         place = next(n for n, one in enumerate(lines) if one.startswith(_NOW))

@@ -41,10 +41,16 @@ class Waiting:
             current: The round that is played.
             overdue: Whether its deadline has passed.
         """
-        reason = in_words(self._reason(current, overdue=overdue))
+        self._say(in_words(self._reason(current, overdue=overdue)), current.number)
+
+    def over(self, rounds: int) -> None:
+        """Say that nothing is waited for any more: all rounds were played."""
+        self._say("", rounds - 1)
+
+    def _say(self, reason: str, number: int) -> None:
         if reason == self.reason:
             return
-        self.reason, number = reason, current.number
+        self.reason = reason
         self._observer(RunPaused(number, reason) if reason else RunResumed(number))
         for site in sorted(self._lobby.present):
             self._send(site, Notice(words=reason or f"round {number} goes on"))

@@ -33,7 +33,7 @@ from flare_core.application._edge import Edge
 from flare_core.application._gate import Gate
 from flare_core.application._link import Proposal
 from flare_core.application._mirror import Mirror, Mirrors
-from flare_core.application._secured import remember, secured_as
+from flare_core.application._secured import own_keys, remember, secured_as
 from flare_core.application._spool import Spool
 from flare_core.communication import (
     INITIAL,
@@ -105,6 +105,7 @@ class ZmqLink:
                 patience_s=site.patience_s,
                 secured=secured_as(site),
                 learnt=partial(remember, site),
+                newest=partial(own_keys, site),
             )
             welcome = self._sure(self._courier.ask(hello, Welcome), Welcome)
             with self._within_policy():
@@ -179,7 +180,8 @@ class ZmqLink:
         if self._courier is None:
             return
         self._gate.ended(reason, failed=failed)
-        message = Leave(metrics=as_scalars(metrics), reason=reason, failed=failed)
+        told = self._gate.told(reason) if failed else reason
+        message = Leave(metrics=as_scalars(metrics), reason=told, failed=failed)
         try:
             self._courier.ask(message, Bye)
         except FlareError as exc:
@@ -272,6 +274,8 @@ class ZmqLink:
             start = self._sure(got, Start)
         weights = unpack(got, classes=self._layout.classes)
         self._edge.arrived(start.stream, weights)
+        if start.final:
+            self._edge.ended()
         return GlobalModel(
             round_number=start.round_number, weights=weights, final=start.final
         )

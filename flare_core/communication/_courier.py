@@ -26,7 +26,7 @@ from flare_core.communication._safetensors import Frame
 from flare_core.communication._session import Arrived, Session
 from flare_core.communication._streams import Incoming
 from flare_core.communication._wire import encode
-from flare_core.communication._zmq import Secured, ZmqDealer
+from flare_core.communication._zmq import KeyPair, Secured, ZmqDealer
 
 _log = logging.getLogger(__name__)
 _LONG_S = 3600.0
@@ -53,6 +53,8 @@ class Courier:
             heard, a minute at most.
         secured: The keys, if the server has some.
         learnt: Told of the public key that the server will have soon.
+        newest: Asked for the site's own keys once the server does not know the ones
+            of before: they may have been changed meanwhile.
 
     Raises:
         ConfigurationError: If that is no address.
@@ -66,8 +68,10 @@ class Courier:
         patience_s: float,
         secured: Secured | None = None,
         learnt: Callable[[str], None] = lambda _: None,
+        newest: Callable[[], KeyPair | None] = lambda: None,
     ) -> None:
         self._learnt = learnt
+        self._newest = newest
         self._address = address
         self._site = hello.site
         self._patience_s = patience_s
@@ -156,14 +160,24 @@ class Courier:
         if frames is not None:
             self._received(frames)
         elif self._socket.denied:
-            self._socket.disconnect()
-            self._connect_at = math.inf
-            self._denied = True
-            raise AccessDeniedError(self._site, self._address)
+            self._was_denied()
         elif self._socket.broken:
             self._disconnected()
         else:
             self._keep_alive()
+
+    def _was_denied(self) -> None:
+        """Come back with the site's newest keys, if they are others; else it is over.
+
+        Raises:
+            AccessDeniedError: If the server does not know these either.
+        """
+        self._socket.disconnect()
+        self._connect_at, self._denied = math.inf, True
+        keys = self._newest()
+        if keys is None or not self._socket.rekey(keys):
+            raise AccessDeniedError(self._site, self._address)
+        self._connect_at, self._denied = time.monotonic(), False
 
     def _begin(self, order: _Order, outcomes: _Outcomes) -> None:
         if self._outcomes is not None:  # who waited was interrupted

@@ -51,6 +51,10 @@ INITIAL = -1
 NumBytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 StreamId: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 """Of an upload: random, its nonce.  Of a global model: the XXH3-128 of its bytes."""
+ServerKey: TypeAlias = Annotated[
+    str, msgspec.Meta(pattern=r"^([0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40})?\Z")
+]
+"""A public key in Z85, or none; sites write it into their site files, as it is."""
 Short: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=SHORT_BYTES)]
 
 
@@ -300,7 +304,7 @@ class Renew(_Message, frozen=True):
         key: The public one, in Z85.
     """
 
-    key: Annotated[str, msgspec.Meta(min_length=40, max_length=40)]
+    key: ServerKey
 
 
 class Answer(_Message, frozen=True):
@@ -314,7 +318,7 @@ class Answer(_Message, frozen=True):
 
     number: NumBytes
     reply: msgspec.Raw
-    renew: str = ""
+    renew: ServerKey = ""
 
 
 class Denied(_Message, frozen=True):
@@ -322,7 +326,7 @@ class Denied(_Message, frozen=True):
 
     number: NumBytes
     reason: str
-    renew: str = ""
+    renew: ServerKey = ""
 
 
 @final

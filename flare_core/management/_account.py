@@ -84,6 +84,12 @@ def site_file_of(home: Path) -> Path:
         ConfigurationError: If there is none.
     """
     path = home / SITE_FILE if home.is_dir() else home
+    if not path.is_file() and ServerFolder(home).settings_file.exists():
+        msg = (
+            f"{home.absolute()}: expected a site's folder, got a server's: name that "
+            "of a member with --home; `flare accept INVITATION` makes one"
+        )
+        raise ConfigurationError(msg)
     if not path.is_file():
         msg = (
             f"{home.absolute()}: expected a server's folder or a {SITE_FILE}, "

@@ -151,7 +151,8 @@ class Agent:
     def _hold(self, hold: Hold) -> None:
         if self._diary.is_new(hold.run, hold.why):
             if hold.why in _AUDITED:
-                self._diary.did(hold.why, hold.run, words=hold.words)
+                rule = {"rule": hold.rule} if hold.rule else {}
+                self._diary.did(hold.why, hold.run, **rule, words=hold.words)
             self._diary.say(f"run {hold.run}: {hold.words}")
 
     def _start(self, site: Site, start: Start) -> None:

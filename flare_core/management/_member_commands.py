@@ -59,6 +59,7 @@ def invite(
         try:
             fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(fd, "w", encoding="utf-8") as file:
+                os.fchmod(fd, 0o600)  # of a file that was there, too
                 file.write(text)
         except OSError as exc:
             msg = f"invitation {out}: {exc.strerror}"

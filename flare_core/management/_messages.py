@@ -13,8 +13,12 @@ _INTERRUPTED = 130
 
 
 @contextmanager
-def exit_codes() -> Generator[None]:
-    """Show our errors as one message and end with the code of their kind."""
+def exit_codes(*, interrupted: str = "interrupted") -> Generator[None]:
+    """Show our errors as one message and end with the code of their kind.
+
+    Args:
+        interrupted: What to say after Ctrl-C.
+    """
     try:
         yield
     except SiteFailedError as exc:
@@ -24,7 +28,7 @@ def exit_codes() -> Generator[None]:
         complain(str(exc), style="bold red")
         raise typer.Exit(1) from exc
     except KeyboardInterrupt as exc:
-        complain("interrupted; every site was ended", style="yellow")
+        complain(interrupted, style="yellow")
         raise typer.Exit(_INTERRUPTED) from exc
 
 

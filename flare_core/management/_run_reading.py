@@ -58,10 +58,12 @@ def download(control: Control, run: str, folder: Path) -> list[Path]:
         The files.
 
     Raises:
+        RequestDeniedError: If there is no such run; then nothing is made.
         ConfigurationError: If they cannot be written.
         ProtocolError: If the model is not the one that the server speaks of.
     """
     written: list[Path] = []
+    control.ask(ShowRun(run=run), RunInfo)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in get_args(RunFile):

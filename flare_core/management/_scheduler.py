@@ -46,11 +46,13 @@ class Hold:
         run: The run's name.
         why: The rule.
         words: The same, for people.
+        rule: Of the site's policy, if that forbids it.
     """
 
     run: str
     why: Why
     words: str
+    rule: str = ""
 
 
 Decision: TypeAlias = Start | Hold
@@ -145,7 +147,7 @@ def _decide(site: Site, run: str, tried: Tried | None, free: _Free) -> Decision:
     try:
         check_run(site, run)
     except PolicyError as exc:
-        return Hold(run, "policy", f"is not started: {exc}")
+        return Hold(run, "policy", f"is not started: {exc}", exc.violation.rule)
     found = bound(site, run)
     if found is None:
         words = (

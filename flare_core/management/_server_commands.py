@@ -69,15 +69,22 @@ def _init(
     """Make the keys, the settings and the store of a new server."""
     console = Console()
     with exit_codes():
-        if "0.0.0.0" in listen and not address:  # noqa: S104 - nothing is bound here
-            msg = (
-                f"--listen {listen} is every address of this machine: name the one "
-                "that sites find it at, with --address tcp://HOST:PORT"
-            )
-            raise ConfigurationError(msg)
-        ServerFolder(folder).make(ServerSettings(listen=listen, address=address))
+        ServerFolder(folder).make(_settings(listen, address))
         say(console, f"made a server in {folder}; its settings: {folder}/server.toml")
         say(console, f"start it: flare server start {folder}")
+
+
+def _settings(listen: str, address: str) -> ServerSettings:
+    """Return the settings of a new server.
+
+    Raises:
+        ConfigurationError: If it could not be found there.
+    """
+    try:
+        return ServerSettings(listen=listen, address=address)
+    except ValueError as exc:
+        msg = f"--listen {listen} --address {address or repr('')}: {exc}"
+        raise ConfigurationError(msg) from exc
 
 
 @server_app.command("start")

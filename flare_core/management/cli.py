@@ -52,6 +52,8 @@ from flare_core.management._site_commands import site_app
 from flare_core.management._strategies import strategies
 from flare_core.management._summary import Tally, summary
 
+_INTERRUPTED = "interrupted; every site was ended"
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -107,7 +109,7 @@ def _simulate(
     Example: flare simulate train.py --sites 4 -- --part {index} --parts {count}
     """
     console = Console()
-    with exit_codes():
+    with exit_codes(interrupted=_INTERRUPTED):
         chosen = plan_of(plan, sites=sites, rounds=rounds, settings=settings or ())
         folder = fresh_folder(run_dir, script)
         code = Script(path=script, args=tuple(args or ()))
@@ -136,7 +138,7 @@ def _check(
     compared.  Shows what would travel each round and what stays.
     """
     console = Console()
-    with exit_codes():
+    with exit_codes(interrupted=_INTERRUPTED):
         chosen = plan_of(plan, sites=sites, rounds=rounds, settings=settings or ())
         code = Script(path=script, args=tuple(args or ()))
         with _check_folder(run_dir, script) as folder:

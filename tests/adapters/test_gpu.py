@@ -232,6 +232,7 @@ def test_random_numbers_of_the_gpu_go_on_where_they_were() -> None:
 
 
 def test_a_machine_may_have_fewer_gpus_after_a_restart() -> None:
+    torch.cuda.init()  # else there is no state yet, whatever was seeded
     torch.cuda.manual_seed(4)
     state = json.loads(random_state())
     expected = torch.rand(5, device=GPU)

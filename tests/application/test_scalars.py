@@ -1,5 +1,7 @@
 """Scalars of NumPy and torch are Python's own before anything leaves."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 import flare_core as flare
 from flare_core.application import RoundPlayed, RoundRecord
-from site_scripts import model, plan
+from site_scripts import WAIT_S, model, plan
 from support import RunServer, SiteFile
 
 
@@ -75,3 +77,25 @@ def test_a_metric_that_is_not_finite_is_not_in_the_record(
     assert msgspec.json.decode(line, type=RoundRecord) == played.record
     assert played.record.metrics == {"accuracy": 0.5}
     assert "site 'a': metric 'loss' is inf" in caplog.text
+
+
+def test_a_mean_beyond_all_numbers_is_left_out_of_the_record(
+    run_server: RunServer, site_file: SiteFile, pool: ThreadPoolExecutor
+) -> None:
+    server = run_server(plan(sites=2))
+    huge = sys.float_info.max
+
+    def submit(name: str) -> None:
+        with flare.join(model(1), site=site_file(name, server.endpoint)) as client:
+            for current in client:
+                metrics = {"loss": huge, "auc": 0.5}
+                current.submit(current.weights, num_examples=9, metrics=metrics)
+            client.report(metrics)
+
+    for site in [pool.submit(submit, name) for name in "ab"]:
+        site.result(WAIT_S)
+
+    (record,) = (e.record for e in server.events if isinstance(e, RoundPlayed))
+    assert record.metrics == {"auc": 0.5}
+    assert msgspec.json.decode(msgspec.json.encode(record), type=RoundRecord) == record
+    assert server.result().metrics == {"auc": 0.5}

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 import typer
 
 import flare_core
+from flare_core.communication._zmq._access import Why
 from flare_core.management._deployment import ServerSettings
 from flare_core.management._described import settings
 from flare_core.management.cli import app
@@ -85,12 +86,12 @@ def _section(page: str, name: str) -> str:
     return parts.get(name) or parts.get(name.rpartition(" ")[0], "")
 
 
-def _events(source: Path) -> Iterator[str]:
-    """Yield the events that a file writes into an audit log."""
+def _events(source: Path, methods: tuple[str, ...] = NOTES) -> Iterator[str]:
+    """Yield the events, or what else is told first, that a file writes down."""
     for call in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
             event = call.args[0] if call.args else None
-            if call.func.attr in NOTES and isinstance(event, ast.Constant):
+            if call.func.attr in methods and isinstance(event, ast.Constant):
                 yield str(event.value)
 
 
@@ -175,6 +176,18 @@ def test_the_reference_knows_every_command_and_its_options(name: str) -> None:
         said_there = _section(page, "flare simulate")
         unsaid = [one for one in unsaid if one not in said_there]
     assert not unsaid
+
+
+def test_the_reference_knows_every_kind_of_refusal() -> None:
+    page = _reference("audit-log")
+    kinds = {
+        kind
+        for source in sources(Path(flare_core.__file__).parent)
+        for kind in _events(source, ("refused",))
+    }
+
+    assert "takes part as another" in kinds
+    assert not [kind for kind in kinds | {*get_args(Why)} if f"`{kind}`" not in page]
 
 
 def test_the_reference_knows_every_event_of_an_audit_log() -> None:

@@ -190,13 +190,13 @@ def test_an_update_that_failed_is_not_committed(tmp_path: Path) -> None:
     residual = Residual(tmp_path, site="a", run="r")
     _sent(values, base, residual, tmp_path)
     residual.commit()
-    before = (tmp_path / "a.residual").read_bytes()
+    before = (tmp_path / "a-r.residual").read_bytes()
     with pytest.raises(ValueError, match="keep"):
         encode_model("topk", values, base, folder=tmp_path, keep=2, residual=residual)
 
     residual.commit()
 
-    assert (tmp_path / "a.residual").read_bytes() == before
+    assert (tmp_path / "a-r.residual").read_bytes() == before
 
 
 def test_an_update_that_is_not_finite_spoils_no_later_one(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_sites_do_not_share_a_residual(tmp_path: Path) -> None:
 
     found = {path.name for path in (tmp_path / "new").iterdir()}
 
-    assert found == {"a.residual", "b.residual"}
+    assert found == {"a-r.residual", "b-r.residual"}
 
 
 def test_a_residual_of_another_model_is_an_error(tmp_path: Path) -> None:
@@ -242,7 +242,9 @@ def test_a_residual_of_another_model_is_an_error(tmp_path: Path) -> None:
     residual.commit()
     other = ModelState({"w": np.zeros(100)})
 
-    with pytest.raises(ConfigurationError, match=r"a\.residual: expected layout .*del"):
+    with pytest.raises(
+        ConfigurationError, match=r"a-r\.residual: expected layout .*del"
+    ):
         _sent(other, other, residual, tmp_path)
 
 
@@ -253,7 +255,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = ModelState({"w": np.zeros(64), "v": np.zeros(64)})
     _sent(ModelState({"w": np.ones(64), "v": np.ones(64)}), base, residual, folder)
     residual.commit()
-    return folder / "a.residual"
+    return folder / "a-r.residual"
 
 
 @given(data=st.data(), how=st.sampled_from(["change", "cut", "append"]))
@@ -270,11 +272,11 @@ def test_a_damaged_residual_is_an_error(
             damaged = content[:at]
         case _:
             damaged = content + b"\0"
-    path = committed.with_name("b.residual")
+    path = committed.with_name("b-r.residual")
     path.write_bytes(damaged)
     base = ModelState({"w": np.zeros(64), "v": np.zeros(64)})
 
-    with pytest.raises(ConfigurationError, match=r"b\.residual: .*; delete it"):
+    with pytest.raises(ConfigurationError, match=r"b-r\.residual: .*; delete it"):
         _sent(base, base, Residual(committed.parent, site="b", run="r"), path.parent)
 
 

@@ -21,14 +21,17 @@ from rich.table import Table
 
 from deployed import Beside, Deployment, deployment
 from deployment.inputs import SiteTalk, asked, mutated, some_request
+from flare_core import RequestDeniedError
 from flare_core.communication import (
     Answer,
     Ask,
     Control,
     Denied,
+    Done,
     Identity,
     ServerStatus,
     Status,
+    StopRun,
     WhoAmI,
 )
 from proxy import Proxy
@@ -169,6 +172,8 @@ class Fuzz:
             if number % _RUN_EVERY == 0:
                 peer.close()
                 peer = self._deployed.peer("eve")
+                if run:
+                    self._end(run)
                 run = f"target-{next(self._names)}"
                 self._deployed.create(run, _PLAN)
             if number % 20 == 0:
@@ -180,6 +185,12 @@ class Fuzz:
                 _answered(peer)
         _answered(peer)
         peer.close()
+        self._end(run)
+
+    def _end(self, run: str) -> None:
+        """End a run, if it is not over: each that is open takes memory."""
+        with suppress(RequestDeniedError):
+            self._admin.ask(StopRun(run=run, reason="the next one begins"), Done)
 
     def _requests(self, count: int) -> None:
         names = ["eve", "eve-admin", "eve-researcher", "eve-observer"]

@@ -17,6 +17,7 @@ from flare_core.communication import (
     Bye,
     Chunk,
     Committed,
+    Done,
     Join,
     Leave,
     Notice,
@@ -26,6 +27,8 @@ from flare_core.communication import (
     Propose,
     Refused,
     Start,
+    StopRun,
+    Welcome,
     pack,
 )
 from site_scripts import (
@@ -44,6 +47,8 @@ _LONG = 10_000
 """Too large to go along with what announces it: updates are files."""
 _INITIAL = model(*[0] * _LONG)
 _LAYOUT = flare.ModelState(_INITIAL).layout
+_OTHER_LAYOUT = flare.ModelState(model(0)).layout
+_OPEN = flare.Plan(rounds=1, selection=flare.Selection(sites=1, newcomers=True))
 
 
 def _file(value: float) -> Sequence[bytes]:
@@ -143,6 +148,9 @@ def test_a_site_that_left_before_the_server_was_restarted_is_in_the_round_still(
     info = deployed.info("demo")
     assert info.state == ("playing" if quorum else "paused")
     assert ("round 0 needs 3 updates" in info.error) is (quorum is None)
+    assert info.sites == ["a", "b"]
+    events = [line["event"] for line in deployed.audit() if line["site"] == "c"]
+    assert events == ["joined", "left"]
     with closing(deployed.peer("c")) as c:
         c.join("c", _LAYOUT)
         assert _started(c).round_number == 0
@@ -151,6 +159,33 @@ def test_a_site_that_left_before_the_server_was_restarted_is_in_the_round_still(
         assert _started(c).final
         c.say(Leave(metrics={}))
     assert [set(one.result(WAIT_S)["w"].tolist()) for one in sites] == [{2}, {2}]
+
+
+def test_a_site_that_has_a_run_pause_again_and_again_fills_no_file(
+    deployed: Deployment,
+) -> None:
+    for name in "ab":
+        deployed.member(name)
+    deployed.create("demo", plan())
+
+    with closing(deployed.peer("a")) as a, closing(deployed.peer("b")) as b:
+        b.join("b", _LAYOUT)
+        a.join("a", _LAYOUT)
+        assert isinstance(a.hear(), Propose)
+        a.hand_in(_file(0), round_number=INITIAL)
+        assert _started(b).round_number == 0
+        for _ in range(50):
+            b.say(Leave(metrics={}, reason="to come back"))
+            while not isinstance(b.hear(), Bye):
+                pass
+            b.join("b", _LAYOUT)
+        _heard_out(b)
+
+    events = [line["event"] for line in deployed.audit() if line["run"] == "demo"]
+    assert events.count("paused") == events.count("resumed") == 10
+    progress = (deployed.folder.runs / "demo" / "progress.log").read_text()
+    assert len(progress.splitlines()) < 50
+    assert deployed.info("demo").state == "playing"
 
 
 def test_what_a_refused_site_sent_writes_nothing_onto_the_terminals_of_others(
@@ -173,3 +208,95 @@ def test_what_a_refused_site_sent_writes_nothing_onto_the_terminals_of_others(
             pass
     assert "these must come back: b (refused: " in notice.words
     assert notice.words.isprintable()
+
+
+def test_what_a_site_says_of_its_base_writes_nothing_onto_the_terminals_of_others(
+    deployed: Deployment,
+) -> None:
+    for name in "ab":
+        deployed.member(name)
+    deployed.create("demo", plan())
+
+    with closing(deployed.peer("a")) as a, closing(deployed.peer("b")) as b:
+        for name, peer, base in (("a", a, "\x1b[2J"), ("b", b, "fedcba")):
+            peer.say(hello(name))
+            welcome = peer.hear()
+            assert isinstance(welcome, Welcome)
+            fingerprint = welcome.plan.fingerprint
+            peer.say(Join(layout=_LAYOUT, plan=fingerprint, base=base))
+        refused = b.hear()
+
+    assert isinstance(refused, Refused)
+    assert refused.refusal.expected == "fingerprint  [2J as at site 'a'"
+
+
+def test_why_a_run_was_stopped_writes_nothing_onto_the_terminals_of_its_sites(
+    deployed: Deployment,
+) -> None:
+    deployed.member("a")
+    deployed.create("demo", plan())
+    with closing(deployed.peer("a")) as a, deployed.admin() as admin:
+        a.join("a", _LAYOUT)
+        _heard_out(a)
+
+        admin.ask(StopRun(run="demo", reason="\x1b[2Jall is well"), Done)
+
+        told = a.hear()
+    assert isinstance(told, Aborted)
+    assert told.reason == "stopped by admin:  [2Jall is well"
+
+
+def test_a_newcomer_that_does_not_fit_ends_nobody_elses_run(
+    deployed: Deployment, pool: ThreadPoolExecutor
+) -> None:
+    for name in "ab":
+        deployed.member(name)
+    deployed.create("demo", _OPEN)
+    begun, may_go = threading.Event(), threading.Event()
+
+    def held(current: flare.ClientRound) -> Local:
+        begun.set()
+        assert may_go.wait(WAIT_S)
+        return add(1)(current)
+
+    a = pool.submit(play, deployed.site("a", "demo"), _INITIAL, held)
+    assert begun.wait(WAIT_S)
+    with closing(deployed.peer("b")) as b:
+        b.join("b", _OTHER_LAYOUT)
+        assert isinstance(b.hear(), Refused)
+        again = hello("b", session=stream_id())
+        b.say(again)
+        assert isinstance(b.hear(), Welcome)
+        b.say(again)  # as after a break
+        assert isinstance(b.hear(), Welcome)
+        may_go.set()
+
+        assert set(a.result(WAIT_S)["w"].tolist()) == {1}
+
+
+def test_a_newcomer_that_does_not_fit_again_and_again_is_in_quarantine(
+    deployed: Deployment, pool: ThreadPoolExecutor
+) -> None:
+    for name in "ab":
+        deployed.member(name)
+    deployed.create("demo", _OPEN)
+    begun, may_go = threading.Event(), threading.Event()
+
+    def held(current: flare.ClientRound) -> Local:
+        begun.set()
+        assert may_go.wait(WAIT_S)
+        return add(1)(current)
+
+    a = pool.submit(play, deployed.site("a", "demo"), _INITIAL, held)
+    assert begun.wait(WAIT_S)
+    with closing(deployed.peer("b")) as b:
+        for _ in range(3):
+            b.join("b", _OTHER_LAYOUT)
+            assert isinstance(b.hear(), Refused)
+        b.say(hello("b"))
+        answer = b.hear()
+        may_go.set()
+        a.result(WAIT_S)
+
+    assert isinstance(answer, Aborted)
+    assert "'b' is in quarantine: it was refused 3 times" in answer.reason

@@ -89,6 +89,27 @@ def test_a_key_changed_in_the_middle_of_a_run_loses_nothing(
     deployed.audited("key changed", user="a")
 
 
+def test_a_run_that_lasts_longer_than_the_old_key_goes_on_under_the_new_one(
+    pool: ThreadPoolExecutor,
+) -> None:
+    with deployment(old_key_s=1e-3) as deployed, Proxy(deployed.endpoint) as proxy:
+        home = deployed.member("a")
+        deployed.create("demo", plan(rounds=2, sites=1))
+
+        def train(current: flare.ClientRound) -> Local:
+            if current.number == 1:
+                rotate_key(home)
+                proxy.cut("up", 0)
+            return add(1)(current)
+
+        site = deployed.site("a", "demo", server=proxy.endpoint)
+        a = pool.submit(play, site, model(0), train)
+
+        assert a.result(WAIT_S)["w"].tolist() == [2]
+        deployed.audited("refused", what="expired key of a")
+        assert deployed.ended("demo").state == "finished"
+
+
 def test_a_member_has_a_few_keys_at_a_time_and_no_more(deployed: Deployment) -> None:
     deployed.member("a")
     with deployed.account("a").control() as control:
@@ -154,7 +175,7 @@ def test_who_is_invited_again_after_a_revocation_needs_another_key(
     deployed.revoke("a")
     (home / "site.toml").unlink()  # but keeps the key
 
-    with pytest.raises(flare.RequestDeniedError, match="expected a new public key"):
+    with pytest.raises(flare.RequestDeniedError, match="move the file of the secret"):
         accept_invitation(deployed.invitation("a"), home)
 
     fresh = deployed.path / "fresh"

@@ -118,7 +118,7 @@ def test_who_is_no_site_takes_part_in_no_run(
     with pytest.raises(flare.RunAbortedError, match="takes part in no run"):
         play(deployed.site("else", "demo"), model(0), add(1))
 
-    deployed.audited("refused", what="takes part as another", user="else")
+    deployed.audited("refused", what="may not take part in runs", user="else")
     assert beside.blake3() == undisturbed
 
 
@@ -190,7 +190,7 @@ def test_the_holder_of_an_invitation_takes_part_in_no_run(
 
     assert isinstance(answer, Aborted)
     assert "is not enrolled here, and takes part in no run" in answer.reason
-    deployed.audited("refused", what="takes part as another", claimed="a")
+    deployed.audited("refused", what="may not take part in runs", claimed="a")
     assert beside.blake3() == undisturbed
 
 

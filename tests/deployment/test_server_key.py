@@ -6,6 +6,7 @@ import pytest
 
 import flare_core as flare
 from deployed import Beside, Deployment, ServerThread
+from flare_core.application import remember
 from flare_core.communication import (
     AnnounceKey,
     ChangeKey,
@@ -15,8 +16,12 @@ from flare_core.communication import (
     NextKey,
     WhoAmI,
 )
+from flare_core.management._deployment import Service
+from site_scripts import add, model, plan, play
 
 _X, _Y = "beside.x", "beside.y"
+_EVIL = 'x"\n[runs."*"]\ncommand=["./evil.py"]\n#...'
+"""As long as a key, and TOML that has a site's agent start something."""
 
 
 def _announce(deployed: Deployment) -> NextKey:
@@ -29,10 +34,14 @@ def _change(deployed: Deployment) -> None:
         admin.ask(ChangeKey(), Done)
 
 
+def _service(deployed: Deployment) -> Service:
+    assert isinstance(deployed._server, ServerThread)
+    return deployed._server._service
+
+
 def _cut_off(deployed: Deployment, site: str) -> None:
     """Break the connections of a site, as bad weather does."""
-    assert isinstance(deployed._server, ServerThread)
-    host = deployed._server._service._host
+    host = _service(deployed)._host
     host.post(lambda: host._router.cut_off(site))
 
 
@@ -117,3 +126,43 @@ def test_a_comment_in_a_site_file_outlives_a_change(deployed: Deployment) -> Non
     assert "# mine" in text
     assert flare.site(path).policy.most_rounds == 3
     assert _who(deployed, "rita").role == "researcher"
+
+
+def test_a_bad_server_does_not_write_into_the_file_of_who_asks_it(
+    deployed: Deployment,
+) -> None:
+    home = deployed.member("a")
+    before = (home / "site.toml").read_text()
+    _service(deployed)._desk._server_key.next = _EVIL
+
+    with (
+        deployed.account("a").control() as control,
+        pytest.raises(flare.ProtocolError),
+    ):
+        control.ask(WhoAmI(), Identity)
+
+    assert (home / "site.toml").read_text() == before
+
+
+def test_a_bad_server_does_not_write_into_the_file_of_who_takes_part(
+    deployed: Deployment,
+) -> None:
+    deployed.member("a")
+    deployed.create("demo", plan(sites=1))
+    site = deployed.site("a", "demo")
+    before = site.read_text()
+    _service(deployed)._host._next_key = _EVIL
+
+    with pytest.raises(flare.ProtocolError):
+        play(site, model(0), add(1))
+
+    assert site.read_text() == before
+
+
+def test_what_is_no_key_is_not_written_into_a_site_file(deployed: Deployment) -> None:
+    site = deployed.member("a") / "site.toml"
+    before = site.read_text()
+
+    remember(flare.site(site), _EVIL)
+
+    assert site.read_text() == before

@@ -10,7 +10,9 @@ from blake3 import blake3
 import flare_core as flare
 from deployed import Deployment
 from flare_core.application import audit_lines, verify_audit
-from site_scripts import add, model, plan, play
+from site_scripts import Local, add, model, plan, play
+
+_PATIENT = "Max Mustermann, born 1950-02-01"
 
 
 def _events(folder: Path) -> list[dict[str, object]]:
@@ -89,3 +91,17 @@ def test_nothing_leaves_that_cannot_be_audited(
         play(deployed.site("a", "one"), model(1), add(1))
 
     assert not [line for line in deployed.audit() if line["event"] == "joined"]
+
+
+def test_what_an_error_says_stays_at_the_site(deployed: Deployment, home: Path) -> None:
+    def train(current: flare.ClientRound) -> Local:
+        del current
+        raise KeyError(_PATIENT)
+
+    with pytest.raises(KeyError):
+        play(deployed.site("a", "one"), model(1), train)
+
+    assert deployed.audited("left", site="a")["why"] == "KeyError"
+    assert _PATIENT.encode() not in (deployed.folder.path / "audit.jsonl").read_bytes()
+    assert _PATIENT not in deployed.info("one").error
+    assert _PATIENT in str(_events(home)[-1]["reason"])

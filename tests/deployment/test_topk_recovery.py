@@ -12,6 +12,7 @@ from flare_core.application._zmq_link import ZmqLink
 from site_scripts import WAIT_S, Local, model, plan, play, wander
 
 _INITIAL = model(*range(10_000))
+_TOPK = flare.Encoding(up="topk")
 _PROPOSAL = flare.Proposal(weights=flare.ModelState(_INITIAL))
 
 
@@ -30,8 +31,7 @@ def _final(
     deployed: Deployment, pool: ThreadPoolExecutor, run: str, *, dies: bool
 ) -> str:
     """Play a run, and return the hash of its final model."""
-    encoding = flare.Encoding(up="topk")
-    deployed.create(run, msgspec.structs.replace(plan(rounds=2), encoding=encoding))
+    deployed.create(run, msgspec.structs.replace(plan(rounds=2), encoding=_TOPK))
     may_go, in_round_1 = threading.Event(), threading.Event()
 
     def train(current: flare.ClientRound) -> Local:
@@ -71,3 +71,28 @@ def test_a_site_that_dies_before_it_knows_that_its_update_is_in_goes_on_as_if_it
     undisturbed = _final(deployed, pool, "undisturbed", dies=False)
 
     assert _final(deployed, pool, "disturbed", dies=True) == undisturbed
+
+
+def test_runs_that_a_site_plays_at_once_do_not_share_what_was_not_sent(
+    deployed: Deployment,
+) -> None:
+    home = deployed.member("a")
+    topk = msgspec.structs.replace(plan(rounds=3, sites=1), encoding=_TOPK)
+    for run in ("one", "two", "alone"):
+        deployed.create(run, topk)
+
+    for runs in (("one", "two"), ("alone",)):
+        links = [ZmqLink(flare.site(deployed.site("a", run))) for run in runs]
+        models = [link.join(_PROPOSAL) for link in links]
+        while not models[0].final:
+            trained = [_trained(current) for current in models]
+            models = [
+                link.exchange(update)
+                for link, update in zip(links, trained, strict=True)
+            ]
+        for link in links:
+            link.leave({})
+
+    hashes = {deployed.ended(run).blake3 for run in ("one", "two", "alone")}
+    assert len(hashes) == 1
+    assert not list(home.glob("*residual*"))

@@ -89,7 +89,9 @@ def test_a_run_that_the_policy_does_not_allow_is_not_started(
     deployment.create("heart-1", plan(sites=1))
 
     assert "policy.runs" in serving.until("heart-1: is not started")
-    assert '"run":"heart-1"' in _noted(home, "policy")[0]
+    (noted,) = _noted(home, "policy")
+    assert '"run":"heart-1"' in noted
+    assert '"rule":"policy.runs"' in noted
     _, said = serving.stop()
     assert "heart-1: started" not in said
     assert not _noted(home, "command started")

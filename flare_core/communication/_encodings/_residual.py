@@ -43,14 +43,15 @@ class Residual:
 
     Args:
         folder: Where the files are; it is made if there is none.
-        site: The site's name, which is that of the files.
-        run: The run's id; what another run left is not used.
+        site: The site's name.
+        run: The run's; a site may take part in several at once, and what another one
+            of that name left is not used.
     """
 
     def __init__(self, folder: Path, *, site: str, run: str) -> None:
-        self._path = folder / f"{site}.residual"
-        self._next_path = folder / f"{site}.residual.next"
-        self._unfinished_path = folder / f"{site}.residual.unfinished"
+        self._path = folder / f"{site}-{run}.residual"
+        self._next_path = self._path.with_name(f"{self._path.name}.next")
+        self._unfinished_path = self._path.with_name(f"{self._path.name}.unfinished")
         self._run = run
         self._complete = False
 
@@ -86,6 +87,17 @@ class Residual:
             owner = _Records(self._next_path, file).owner()
             self._complete = owner.run == self._run
         self.commit()
+
+    def remove(self) -> None:
+        """Forget it: the run is over.
+
+        Raises:
+            ConfigurationError: If the file system refuses.
+        """
+        with on_disk(self._path):
+            for path in (self._path, self._next_path, self._unfinished_path):
+                path.unlink(missing_ok=True)
+        self._complete = False
 
     @contextmanager
     def next_one(self, layout: Layout) -> Generator["Feedback"]:

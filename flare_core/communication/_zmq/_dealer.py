@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import final
 
 import zmq
@@ -11,7 +12,7 @@ from flare_core._errors import ConfigurationError
 from flare_core.communication._malloc import keep_memory
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._zmq._access import LARGEST_MESSAGE_BYTES
-from flare_core.communication._zmq._keys import Secured, learnt
+from flare_core.communication._zmq._keys import KeyPair, Secured, learnt
 from flare_core.communication._zmq._polling import (
     LINGER_MS,
     Waker,
@@ -93,6 +94,13 @@ class ZmqDealer:
         """Take note of the key that the server will have soon."""
         self._secured = learnt(self._secured, key)
 
+    def rekey(self, keys: KeyPair) -> bool:
+        """Be known by these keys on the next connection; return whether they differ."""
+        if self._secured is None or self._secured.keys == keys:
+            return False
+        self._secured = replace(self._secured, keys=keys)
+        return True
+
     @property
     def server_key(self) -> bytes:
         """The server's public key, as far as is known; empty without keys."""
@@ -101,7 +109,8 @@ class ZmqDealer:
     def disconnect(self) -> None:
         """Drop the connection, and what was queued for it."""
         if self._line is not None:
-            if not self._line.heard and self._secured is not None:
+            unknown = not self._line.heard and not self._line.denied
+            if unknown and self._secured is not None:
                 self._secured = self._secured.swapped
             self._line.close(linger_ms=0)
             self._line = None

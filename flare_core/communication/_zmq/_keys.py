@@ -61,7 +61,10 @@ class KeyPair:
         try:
             secret = path.read_bytes().strip()
         except OSError as exc:
-            msg = f"key file {path}: {exc.strerror}; `flare accept` makes one"
+            msg = (
+                f"key file {path}: {exc.strerror}; `flare accept` makes one at a "
+                "member, and `flare server init` at a server"
+            )
             raise ConfigurationError(msg) from exc
         if not is_key(secret.decode(errors="replace")):
             msg = f"key file {path}: expected a secret key of 40 characters (Z85)"

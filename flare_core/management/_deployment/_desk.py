@@ -77,17 +77,18 @@ class ServerDesk:
         role = self._registry.role(user)
         if role not in MAY[Act.TAKE_PART]:
             who = f"a {role}" if role else "not enrolled"
-            objection = f"{user!r} is {who} here, and takes part in no run"
-        elif user != site:
-            objection = (
+            self._trail.refused(
+                f"may not {Act.TAKE_PART}", user=user, role=role or "", claimed=site
+            )
+            return f"{user!r} is {who} here, and takes part in no run"
+        if user != site:
+            self._trail.refused("takes part as another", user=user, claimed=site)
+            return (
                 f"this key is that of site {user!r}, and the site file says {site!r}; "
                 "use the site file that `flare accept` wrote"
             )
-        else:
-            self._server_key.tells(user)  # the host does, behind its welcome
-            return ""
-        self._trail.refused("takes part as another", user=user, claimed=site)
-        return objection
+        self._server_key.tells(user)  # the host does, behind its welcome
+        return ""
 
     def garbage(self, user: str, what: str) -> None:
         """Take note of what somebody sent that means nothing."""

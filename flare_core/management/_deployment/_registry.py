@@ -146,8 +146,13 @@ class Registry:
         return self._members[invited.name]
 
     def add(self, name: str, role: Role, key: str) -> None:
-        """Make somebody a member without an invitation: the admin of this machine."""
+        """Make somebody a member without an invitation: the admin of this machine.
+
+        Nobody else is, or becomes again, who is called so: an earlier admin may have
+        been revoked, and his name given to somebody with another role.
+        """
         if self.admit(key) != name:
+            self._store.revoke(name)
             self._store.enrol(name, role, key)
             self._read()
 
@@ -190,7 +195,10 @@ class Registry:
 
     def _refuse_known(self, key: str) -> None:
         if not is_key(key) or key in self._names or key in self._invitations:
-            msg = "expected a new public key (Z85), got one that is none or is known"
+            msg = (
+                "expected a new public key (Z85), got one that is none or is known; "
+                "move the file of the secret key away, and another one is made"
+            )
             raise RequestDeniedError(msg)
 
     def _read(self) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import final
@@ -27,6 +28,7 @@ from flare_core.application import (
     Stage,
 )
 from flare_core.communication import CHUNK_BYTES, Piece, RunFile, RunInfo, State
+from flare_core.management._deployment._quiet import Quiet
 from flare_core.management._deployment._store import Store
 from flare_core.management._deployment._trail import Trail
 from flare_core.management._line_display import lines
@@ -233,14 +235,34 @@ class Runs:
 
 
 def _progress(path: Path, plan: Plan) -> Observer:
-    """Return an observer that writes a line for all that one wants to watch."""
+    """Return an observer that writes a line for all that one wants to watch.
+
+    Of what a site makes happen as often as it likes it writes a few lines a minute.
+    """
+    quiet: defaultdict[tuple[type[Event], str], Quiet] = defaultdict(Quiet)
 
     def observe(event: Event) -> None:
+        site = _whose(event)
+        if site is not None and not quiet[type(event), site].may_say(object()):
+            return
         with path.open("a", encoding="utf-8") as file:
             for line in lines(event, plan.selection.sites, plan.rounds):
                 file.write(" ".join(line.split()) + "\n")
 
     return observe
+
+
+def _whose(event: Event) -> str | None:
+    """Return which site may make this happen over and over; "" is any, None no one."""
+    match event:
+        case SiteJoined() | SiteLeft():
+            return event.site
+        case SiteRefused():
+            return event.refusal.site
+        case RunPaused() | RunResumed():
+            return ""
+        case _:
+            return None
 
 
 def _same(one: str, other: str) -> bool:

@@ -1,5 +1,6 @@
 """The settings of a server, as a file in TOML."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,9 @@ from flare_core._errors import ConfigurationError
 from flare_core.communication import Limits
 
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
+_ADDRESS = re.compile(r"tcp://(?P<host>\[[^\]\s]+\]|[^\[\]:/\s]+):(?P<port>[0-9]{1,5})")
+_LAST_PORT = 65_535
+_EVERYWHERE = ("0.0.0.0", "[::]", "*")  # noqa: S104 - nothing is bound here
 
 
 class ServerSettings(
@@ -34,6 +38,17 @@ class ServerSettings(
     old_key_s: _Positive = 86_400.0
     limits: Limits = Limits()
 
+    def __post_init__(self) -> None:
+        host = _host("listen", self.listen)
+        if self.address:
+            _host("address", self.address)
+        elif host in _EVERYWHERE:
+            msg = (
+                f"listen {self.listen} is every address of this machine: name the one "
+                "that sites find it at, address tcp://HOST:PORT"
+            )
+            raise ValueError(msg)
+
 
 def read_settings(path: Path) -> ServerSettings:
     """Return the settings in a file.
@@ -56,6 +71,15 @@ def read_settings(path: Path) -> ServerSettings:
         )
         msg = f"settings {path}: {exc}; the keys are {known}"
         raise ConfigurationError(msg) from exc
+
+
+def _host(key: str, address: str) -> str:
+    """Return the host in an address; raises `ValueError` if it is none."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None or int(found["port"]) > _LAST_PORT:
+        msg = f"{key}: expected tcp://HOST:PORT, got {address!r}"
+        raise ValueError(msg)
+    return found["host"]
 
 
 def _limits(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -93,9 +93,9 @@ class Trail:
             case SiteLeft():
                 self._seldom("left", run, event.site, why=event.reason)
             case RunPaused():
-                self.note("paused", run=run, why=event.reason)
+                self._seldom("paused", run, "", why=event.reason)
             case RunResumed() | RunTakenUp():
-                self.note("resumed", run=run, round=event.round_number)
+                self._seldom("resumed", run, "", round=event.round_number)
             case Published() if event.round_number == 0:
                 self.note("begun", run=run, blake3=event.blake3)
             case RoundPlayed():
@@ -122,10 +122,13 @@ class Trail:
             case _:
                 pass
 
-    def _seldom(self, event: str, run: str, site: str, **facts: str) -> None:
+    def _seldom(self, event: str, run: str, site: str, **facts: str | int) -> None:
         """Write down what a site makes happen, unless it does so over and over."""
         if self._quiet_of(f"{event} in {run}", site).may_say(object()):
-            short = {name: fact[:_LONGEST_FACT] for name, fact in facts.items()}
+            short = {
+                name: fact[:_LONGEST_FACT] if isinstance(fact, str) else fact
+                for name, fact in facts.items()
+            }
             self.note(event, run=run, site=site, **short)
 
     def _quiet_of(self, what: str, user: str) -> Quiet:

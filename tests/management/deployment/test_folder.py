@@ -96,6 +96,11 @@ def test_the_settings_are_read_back(folder: ServerFolder) -> None:
         ("[limits]\nstrangers = 0", ">= 1"),
         ("[limits]\nmessage_bytes = 1000", ">="),
         ("listen = 5", "Expected `str`"),
+        ('listen = "127.0.0.1:8470"', "listen: expected tcp://HOST:PORT, got '127"),
+        ('listen = "tcp://127.0.0.1:84700"', "listen: expected tcp://HOST:PORT"),
+        ('listen = "tcp://*:8470"', "every address of this machine"),
+        ('listen = "tcp://[::]:8470"', "every address of this machine"),
+        ('address = "flare.example.org"', "address: expected tcp://HOST:PORT"),
         ("listen = ", "Invalid value"),
     ],
 )

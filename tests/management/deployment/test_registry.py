@@ -195,6 +195,26 @@ def test_whoever_may_read_the_servers_folder_is_its_admin_again_after_a_revocati
     store.close()
 
 
+def test_who_got_the_name_of_a_revoked_admin_does_not_get_his_role(
+    tmp_path: Path,
+) -> None:
+    store, registry = _opened(tmp_path)
+    key, other = _fresh(), _fresh()
+    registry.add("admin", "admin", key)
+    registry.revoke("admin")
+    invited = registry.invite("admin", "site", valid_s=60, server="", creator="bob")
+    token_key = KeyPair.from_token(invited.token).public.decode()
+    registry.enrol(INVITED + token_key, other)
+    assert (registry.admit(other), registry.role("admin")) == ("admin", "site")
+
+    registry.add("admin", "admin", key)  # as the next start does
+
+    assert registry.admit(key) == "admin"
+    assert registry.role("admin") == "admin"
+    assert registry.admit(other) == ""
+    store.close()
+
+
 def test_holds_a_changed_key_no_longer_than_it_is_told_to(tmp_path: Path) -> None:
     store, registry = _opened(tmp_path, old_key_s=_NEVER_S)
     before, after = _fresh(), _fresh()
