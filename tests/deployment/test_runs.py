@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import flare_core as flare
-from deployed import Beside, Deployment
+from deployed import Beside, Deployment, deployment
 from flare_core.communication import CreateRun, Done, ListRuns, RunInfo
 from flare_core.management._deployment import Service
 from site_scripts import WAIT_S, add, model, plan, play
@@ -33,6 +33,17 @@ def test_one_site_plays_two_runs_at_once(
         [20],
     ]
     assert deployed.ended("one").state == deployed.ended("two").state == "finished"
+
+
+def test_a_server_may_listen_at_an_ipv6_address(pool: ThreadPoolExecutor) -> None:
+    with deployment(listen="tcp://[::1]:0") as deployed:
+        deployed.member("a")
+        deployed.create("one", plan(sites=1))
+
+        site = pool.submit(play, deployed.site("a", "one"), model(0), add(1))
+
+        assert site.result(WAIT_S)["w"].tolist() == [1]
+        assert deployed.endpoint.startswith("tcp://[::1]:")
 
 
 def test_a_run_that_ends_leaves_the_others_alone(

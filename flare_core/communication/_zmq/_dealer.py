@@ -152,6 +152,7 @@ class _Line:
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
         )
+        self._socket.ipv6 = "[" in address
         try:
             self._socket.connect(address)
         except zmq.ZMQError as exc:

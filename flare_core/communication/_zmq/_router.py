@@ -99,6 +99,7 @@ class ZmqRouter:
         Raises:
             ConfigurationError: If it cannot be had; then this is closed.
         """
+        self._socket.ipv6 = "[" in address
         try:
             self._socket.bind(address)
         except zmq.ZMQError as exc:
