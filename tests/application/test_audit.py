@@ -307,8 +307,9 @@ def test_a_log_that_is_written_to_can_be_verified(tmp_path: Path) -> None:
         assert writer.stdout is not None
         assert writer.stdout.readline()
 
-        verdicts = [verify_audit(tmp_path) for _ in range(50)]
+        verdicts = [verify_audit(tmp_path)]
+        while verdicts[-1].lines < verdicts[0].lines + 50:  # a new one now and then
+            verdicts.append(verify_audit(tmp_path))
         writer.kill()
 
     assert not [problem for verdict in verdicts for problem in verdict.problems]
-    assert verdicts[-1].lines > verdicts[0].lines
