@@ -50,7 +50,7 @@ from flare_core.communication import (
     write_file,
 )
 from flare_core.communication._malloc import keep_memory
-from flare_core.federation import FedAvg, Fold
+from flare_core.federation import FedAvg, Fold, Mean
 
 Load: TypeAlias = Callable[[], flare.ModelState]
 Seconds: TypeAlias = dict[str, list[float]]
@@ -163,7 +163,12 @@ def _add_folds(report: Report, setting: _Setting, name: str) -> None:
         for where, load in sources.items():
             with closing(Worker(lambda _: None, num_threads=number)) as worker:
                 aggregator = Aggregator(
-                    plan, weights.layout, strategy, Spool(setting.folder), worker.each
+                    plan,
+                    weights.layout,
+                    strategy=strategy,
+                    rule=Mean(),
+                    spool=Spool(setting.folder),
+                    each=worker.each,
                 )
                 before = aggregator.first(path, stream)
                 rounds = _rounds(aggregator, load, before, setting.samples)

@@ -17,7 +17,7 @@ import flare_core.application
 from flare_core.management._described import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tables import roles_table, settings_table, strategies_page
+from tables import choices_page, roles_table, settings_table
 
 project = "flare-adapters"
 author = "the flare-adapters contributors"
@@ -122,17 +122,19 @@ class RolesTable(_Table):
         return self._parsed(roles_table())
 
 
-class StrategiesPage(_Table):
-    """``{strategies}``: what is installed, with the settings of each."""
+class ChoicesPage(_Table):
+    """``{choices} strategy``: what is installed for a table, with the settings."""
+
+    required_arguments = 1
 
     def run(self) -> list[Node]:
         """Return a section for each."""
-        return self._parsed(strategies_page())
+        return self._parsed(choices_page(self.arguments[0]))
 
 
 def setup(app: Sphinx) -> None:
     """Connect what is defined here."""
     app.add_directive("settings", SettingsTable)
     app.add_directive("roles", RolesTable)
-    app.add_directive("strategies", StrategiesPage)
+    app.add_directive("choices", ChoicesPage)
     app.connect("autodoc-process-signature", _readable)

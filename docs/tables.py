@@ -4,11 +4,14 @@ A setting without a word in its class's docstring is an error, and so is a word 
 a setting: then the documentation is not built.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
+from flare_core.federation import AGGREGATIONS, STRATEGIES, Strategy
 from flare_core.management._deployment import MAY, ROLES
 from flare_core.management._described import Row
-from flare_core.management._strategies import installed
+from flare_core.management._strategies import Described, installed
+
+_CHOICES = {choice.table: choice for choice in (STRATEGIES, AGGREGATIONS)}
 
 
 def settings_table(rows: Collection[Row]) -> str:
@@ -30,18 +33,25 @@ def roles_table() -> str:
     return "\n".join([*head, *lines])
 
 
-def strategies_page() -> str:
-    """Return what there is to say of each strategy, with its settings."""
+def choices_page(table: str) -> str:
+    """Return what there is to say of what a table of a plan may name, with settings."""
     sections: list[str] = []
-    for one in installed():
+    for one in installed(_CHOICES[table]):
         sections += [f"**{one.name}**", one.summary]
         if one.details:
             sections.append(f"```{{eval-rst}}\n{one.details}\n```")
-        if one.num_moments is not None:
-            sections.append(_disk(one.num_moments))
+        sections += _numbers(one)
         if one.settings:
             sections.append(settings_table(one.settings))
     return "\n\n".join(sections)
+
+
+def _numbers(one: Described) -> Iterator[str]:
+    """Yield what can be told of one whose settings all have defaults."""
+    if isinstance(one.default, Strategy):
+        yield _disk(len(one.default.moments))
+    elif one.default is not None and one.default.least > 1:
+        yield f"By default it takes at least {one.default.least} updates."
 
 
 def _disk(num_moments: int) -> str:

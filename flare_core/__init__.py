@@ -40,6 +40,7 @@ from flare_core._model import (
 )
 from flare_core._plan import (
     Admission,
+    AggregationSettings,
     Encoding,
     FedProx,
     Local,
@@ -53,7 +54,14 @@ from flare_core._plan import (
     StrategySettings,
 )
 from flare_core._site import Binding, Policy, Resources, Site, site
-from flare_core.federation import Contribution, Part, Strategy
+from flare_core.federation import (
+    Aggregation,
+    Cohort,
+    Contribution,
+    Part,
+    Shares,
+    Strategy,
+)
 
 if _typing.TYPE_CHECKING:
     from flare_core.application import (
@@ -70,10 +78,13 @@ __all__ = [
     "DTYPES",
     "AccessDeniedError",
     "Admission",
+    "Aggregation",
+    "AggregationSettings",
     "BaseModelError",
     "Binding",
     "Client",
     "ClientRound",
+    "Cohort",
     "ConfigurationError",
     "Contribution",
     "Encoding",
@@ -109,6 +120,7 @@ __all__ = [
     "Selection",
     "Server",
     "ServerUnreachableError",
+    "Shares",
     "Site",
     "Strategy",
     "StrategySettings",

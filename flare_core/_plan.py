@@ -65,8 +65,21 @@ class Schedule(_Settings, frozen=True, omit_defaults=True):
         return f"every_n_{self.unit} = {self.length}"
 
 
+class AggregationSettings(_Settings, frozen=True):
+    """How the updates of a round are combined; the strategy moves the model by that.
+
+    Attributes:
+        name: An aggregation of the entry point group ``flare_core.aggregations``.
+        settings: Its own settings, by name; the server checks them before anything
+            starts.
+    """
+
+    name: str = "mean"
+    settings: dict[str, Setting] = {}
+
+
 class StrategySettings(_Settings, frozen=True):
-    """How updates become the next global model.
+    """How the combined updates become the next global model.
 
     Attributes:
         name: A strategy of the entry point group ``flare_core.strategies``.
@@ -196,7 +209,8 @@ class Plan(_Settings, frozen=True):
     Attributes:
         rounds: Rounds to play.
         schedule: Where a round ends; if empty, what each script says itself.
-        strategy: How updates are combined.
+        aggregation: How updates are combined.
+        strategy: How the model is moved by what comes out.
         local: What sites add to their training, beside any strategy.
         selection: Which sites take part.
         round: When a round ends that not all sites have answered.
@@ -212,6 +226,7 @@ class Plan(_Settings, frozen=True):
 
     rounds: Count
     schedule: Schedule = Schedule()
+    aggregation: AggregationSettings = AggregationSettings()
     strategy: StrategySettings = StrategySettings()
     local: Local = Plain()
     selection: Selection = Selection()

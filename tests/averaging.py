@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from flare_core import (
     DTYPES,
+    Aggregation,
     Contribution,
     Layout,
     ModelState,
@@ -21,7 +22,7 @@ from flare_core._model import Array, rounded_once
 from flare_core.application._aggregator import Aggregator
 from flare_core.application._spool import Spool
 from flare_core.communication import file_bytes, pack, write_file
-from flare_core.federation import Each, Fold, Part
+from flare_core.federation import Each, Fold, Mean, Part
 
 
 def mean_of(fold: Fold, layout: Layout) -> ModelState:
@@ -67,6 +68,7 @@ class Averaging:
         folder: For the models and what the strategy remembers; empty.
         strategy: What moves the model.
         first: The model that is started from.
+        rule: What combines the updates; by default their mean.
         each: Shares the parts among threads.
     """
 
@@ -76,11 +78,18 @@ class Averaging:
         strategy: Strategy,
         first: Mapping[str, npt.ArrayLike],
         each: Each = map,
+        rule: Aggregation | None = None,
     ) -> None:
         model = ModelState(first)
         self._number = 0
         self._new = partial(
-            Aggregator, Plan(rounds=1), model.layout, strategy, Spool(folder), each
+            Aggregator,
+            Plan(rounds=1),
+            model.layout,
+            strategy=strategy,
+            rule=rule or Mean(),
+            spool=Spool(folder),
+            each=each,
         )
         self._aggregator = self._new()
         path = folder / "first.safetensors"

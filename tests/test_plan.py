@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flare_core import (
+    AggregationSettings,
     ConfigurationError,
     FedProx,
     Plain,
@@ -29,7 +30,11 @@ from flare_core._plan import plan_from
             "strategy.settings.rate=0.1",
             Plan(rounds=3, strategy=StrategySettings(settings={"rate": 0.1})),
         ),
-        ("strategy.name=krum", Plan(rounds=3, strategy=StrategySettings(name="krum"))),
+        ("strategy.name=lion", Plan(rounds=3, strategy=StrategySettings(name="lion"))),
+        (
+            "aggregation.settings.hostile=2",
+            Plan(rounds=3, aggregation=AggregationSettings(settings={"hostile": 2})),
+        ),
         ("selection.sites=4", Plan(rounds=3, selection=Selection(sites=4))),
         (
             "schedule.every_n_steps=5",
@@ -177,6 +182,7 @@ def _plans(draw: st.DrawFn) -> Plan:
     return Plan(
         rounds=draw(_COUNT),
         schedule=Schedule(**schedule),
+        aggregation=AggregationSettings(settings=draw(_SETTINGS)),
         strategy=StrategySettings(settings=draw(_SETTINGS)),
         local=draw(st.builds(Plain) | st.builds(FedProx, mu=st.floats(0, 10))),
         selection=Selection(
@@ -204,7 +210,13 @@ def test_a_plan_survives_its_file(plan: Plan) -> None:
 
 @pytest.mark.parametrize(
     "assignment",
-    ["rounds=4", "local.name=fedprox", "strategy.settings.a=1", "select=all"],
+    [
+        "rounds=4",
+        "local.name=fedprox",
+        "strategy.settings.a=1",
+        "aggregation.name=median",
+        "select=all",
+    ],
 )
 def test_another_plan_has_another_fingerprint(assignment: str) -> None:
     plan = Plan(rounds=3)
@@ -220,5 +232,5 @@ def test_a_fingerprint_does_not_depend_on_how_the_plan_was_written() -> None:
 
 def test_the_fingerprint_of_a_plan_is_what_it_was() -> None:
     """Site files name it, so that it must not change unseen."""
-    expected = "bf062ca60ddf95e22b0554a04924d16dd0b2d58377e6e83397ade531ec979906"
+    expected = "a1b8f5e1180457f3e90e623b70eb5a1e79b5f703f6ff289866e5708d76e163f9"
     assert Plan(rounds=3).fingerprint == expected

@@ -1,6 +1,5 @@
-"""Folds the updates of a round from their files into that of the next global model."""
+"""Makes the next global model of the updates of a round, from file to file."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -15,9 +14,9 @@ from flare_core._model import (
     Layout,
     ModelState,
     TensorClass,
+    accumulator_dtype,
     all_finite,
     rounded_once,
-    squared_distance,
 )
 from flare_core._plan import Plan
 from flare_core.application._moments import Moments
@@ -31,17 +30,33 @@ from flare_core.communication import (
     scratch,
     write_file,
 )
-from flare_core.federation import Contribution, Each, Fold, Part, Strategy
+from flare_core.federation import (
+    Aggregation,
+    Combining,
+    Contribution,
+    Each,
+    Part,
+    Strategy,
+    batches,
+    combining,
+)
+
+_CENTRE = "aggregation.centre"
+"""The moment that is the step of the last round."""
 
 
 @final
 class Aggregator:
-    """Holds the sums, once for the whole run; all else streams past, part by part.
+    """Has the updates of each round combined, and the strategy move the model.
+
+    Models stream past, part by part; only the sums of a mean are held, once for the
+    whole run.
 
     Args:
-        plan: Names the strategy and the encoding.
+        plan: Names the strategy, the aggregation and the encoding.
         layout: Of the global model.
-        strategy: Moves the model, by the mean of the updates.
+        strategy: Moves the model, by what comes of the updates.
+        rule: Says what comes of them.
         spool: For the sums and the models.
         each: Shares the parts among the cores.
     """
@@ -50,19 +65,22 @@ class Aggregator:
         self,
         plan: Plan,
         layout: Layout,
+        *,
         strategy: Strategy,
+        rule: Aggregation,
         spool: Spool,
         each: Each,
     ) -> None:
+        self._plan = plan
         self._layout = layout
         self._strategy = strategy
-        self._name = plan.strategy.name
+        self._rule = rule
         self._publisher = Publisher(layout, plan.encoding, spool.folder)
         self._each = each
         self._spool = spool
         self._sums: memoryview | None = None
-        self._fold = Fold(layout, self._memory)
-        self._updates: list[Contribution] = []
+        self._batches = tuple(batches(layout))
+        self._updates = self._none_yet()
 
     def first(self, path: Path, stream: bytes) -> Publication:
         """Publish the model that the run starts from.
@@ -83,17 +101,11 @@ class Aggregator:
             update: What is said of it.
             before: The model that the round started from.
         """
-        weight = self._strategy.weight(update)
-        self._fold.add(weights, update.num_examples, self._each, weight=weight)
-        if self._strategy.measures:
-            norm = self._squared_norm(weights, before)
-            update = replace(update, squared_norm=norm)
-        self._updates.append(update)
+        self._updates.add(weights, update, before)
 
     def begin_anew(self) -> None:
         """Forget the updates that were added."""
-        self._fold = Fold(self._layout, self._memory)
-        self._updates.clear()
+        self._updates = self._none_yet()
 
     def finish(self, before: Publication, number: int) -> Publication | str:
         """Write and publish the next global model, and begin anew.
@@ -103,7 +115,8 @@ class Aggregator:
             number: Of the round that starts from the new one.
 
         Returns:
-            The model; or why there is none, if the strategy made it infinite.
+            The model; or why there is none, if there are too few updates or the
+            strategy made it infinite.
 
         Raises:
             ConfigurationError: If there is no room for it, or what the strategy
@@ -112,24 +125,34 @@ class Aggregator:
         path = self._spool.model(number)
         try:
             with self._moments(before, number) or nullcontext() as moments:
-                reach = self._strategy.reach(self._updates)
-                frames = self._frames(_Start(before.weights, reach, moments))
+                start = _Start(before.weights, moments, follows=self._rule.follows)
+                reason = self._updates.complete(start.centre)
+                if reason:
+                    return f"aggregation {self._plan.aggregation.name!r}: {reason}"
+                frames = self._frames(start)
                 stream = write_file(path, file_bytes(self._layout), frames)
         except _DivergedError as exc:
             return (
-                f"strategy {self._name!r} made tensor {exc.name!r}, or what it "
-                "remembers of it, infinite or not a number: its steps are too long; "
-                "lower its learning rate under [strategy.settings], or that of the "
-                "sites"
+                f"strategy {self._plan.strategy.name!r} made tensor {exc.name!r}, or "
+                "what it remembers of it, infinite or not a number: its steps are too "
+                "long; lower its learning rate under [strategy.settings], or that of "
+                "the sites"
             )
         finally:
             self.begin_anew()
         published = self._publisher.next(path, stream, before)
         return replace(published, memory=moments and moments.finish())
 
+    def _none_yet(self) -> Combining:
+        return combining(
+            self._rule, self._strategy, self._layout, self._memory, self._each
+        )
+
     def _moments(self, before: Publication, number: int) -> Moments | None:
-        """Return what the strategy remembers, if it does."""
-        initial = self._strategy.moments
+        """Return what is remembered of the round before, if anything is."""
+        initial = dict(self._strategy.moments)
+        if self._rule.follows:
+            initial[_CENTRE] = 0.0
         if not initial:
             return None
         path = self._spool.memory(number)
@@ -141,50 +164,38 @@ class Aggregator:
             self._sums = scratch(self._spool.folder, num_bytes)
         return self._sums
 
-    def _squared_norm(self, weights: ModelState, before: ModelState) -> float:
-        def squares(batch: Sequence[Part]) -> list[float]:
-            return [
-                squared_distance(part.of(weights), part.of(before))
-                for part in batch
-                if part.spec.kind is TensorClass.PARAMETER
-            ]
-
-        each = self._each(squares, self._fold.batches)
-        # Not fsum: a round may not end with the infinite updates of two of its sites.
-        return sum(itertools.chain.from_iterable(each))
-
     def _frames(self, start: "_Start") -> Iterator[Frame]:
         yield header(self._layout.tensors)
 
         def step(batch: Sequence[Part]) -> list[Frame]:
             return [self._frame(part, start) for part in batch]
 
-        for batch in self._each(step, self._fold.batches):
+        for batch in self._each(step, self._batches):
             yield from batch
 
     def _frame(self, part: Part, start: "_Start") -> Frame:
-        values = self._next(part, start)
+        with np.errstate(over="ignore", invalid="ignore"):  # it is looked at next
+            values = self._next(part, start)
         if not all_finite(values):
             raise _DivergedError(part.spec.name)
         return body(part.spec, values)
 
     def _next(self, part: Part, start: "_Start") -> Array:
-        mean = self._fold.mean(part)
+        combined = self._updates.of(part, start.centre)
         if part.spec.kind is TensorClass.COUNTER:
-            return mean
+            return combined
         if part.spec.kind is TensorClass.PARAMETER:
-            with np.errstate(over="ignore", invalid="ignore"):  # it is looked at next
-                mean = self._step(part, start, mean)
-        return rounded_once(np.asarray(mean), DTYPES[part.spec.dtype])
+            combined = self._step(part, start, combined)
+        return rounded_once(np.asarray(combined), DTYPES[part.spec.dtype])
 
-    def _step(self, part: Part, start: "_Start", mean: Array) -> Array:
+    def _step(self, part: Part, start: "_Start", combined: Array) -> Array:
         current, moments = part.of(start.weights), start.moments
-        if start.reach != 1:
-            mean = current + start.reach * (mean - current)
         if moments is None:
-            return self._strategy.step(part, current, mean, {})
+            return self._strategy.step(part, current, combined, {})
         remembered = moments.of(part)
-        moved = self._strategy.step(part, current, mean, remembered)
+        if self._rule.follows:
+            remembered[_CENTRE] = combined - current
+        moved = self._strategy.step(part, current, combined, remembered)
         if not moments.keep(part, remembered):
             raise _DivergedError(part.spec.name)
         return moved
@@ -197,13 +208,22 @@ class _Start:
 
     Attributes:
         weights: The global model.
-        reach: How far to go from it, toward the mean.
-        moments: What the strategy remembers, if it does.
+        moments: What is remembered, if anything is.
+        follows: Whether steps begin where the step of the last round leads once more.
     """
 
     weights: ModelState
-    reach: float
     moments: Moments | None
+    follows: bool
+
+    def centre(self, part: Part) -> Array:
+        """Return where steps begin, in the type in which they are combined."""
+        wide = accumulator_dtype(DTYPES[part.spec.dtype])
+        centre: Array = part.of(self.weights).astype(wide)
+        if self.follows and part.spec.kind is TensorClass.PARAMETER:
+            assert self.moments is not None  # noqa: S101 - the centre is one of them
+            centre += self.moments.of(part)[_CENTRE]
+        return centre
 
 
 @final

@@ -14,7 +14,7 @@ from flare_core.application._run_store import check_file
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import SHORT_BYTES
-from flare_core.federation import Contribution, Round, Strategy
+from flare_core.federation import Aggregation, Contribution, Round, Strategy
 
 
 @final
@@ -22,9 +22,10 @@ class Folding:
     """The updates of one round after the other, from a first model on.
 
     Args:
-        plan: Names the strategy and the encoding.
+        plan: Names the strategy, the aggregation and the encoding.
         layout: Of the global model.
-        strategy: Moves the model, by the mean of the updates.
+        strategy: Moves the model, by what comes of the updates.
+        rule: Says what comes of them.
         spool: For the sums and the models.
         worker: Has it done while the server answers.
     """
@@ -33,11 +34,15 @@ class Folding:
         self,
         plan: Plan,
         layout: Layout,
+        *,
         strategy: Strategy,
+        rule: Aggregation,
         spool: Spool,
         worker: Worker,
     ) -> None:
-        self._aggregator = Aggregator(plan, layout, strategy, spool, worker.each)
+        self._aggregator = Aggregator(
+            plan, layout, strategy=strategy, rule=rule, spool=spool, each=worker.each
+        )
         self._spool = spool
         self._worker = worker
         self._updates: dict[str, tuple[ModelState, Contribution]] = {}

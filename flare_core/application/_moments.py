@@ -133,9 +133,9 @@ def _read(path: Path, expected: Layout) -> ModelState:
     found = unpack(mapped(path))
     if found.layout != expected:
         msg = (
-            f"{path} is not what this strategy remembers of this model: was the "
-            "strategy changed, or is its package another version than when the run "
-            "began? put that version back, or stop the run"
+            f"{path} is not what this strategy and aggregation remember of this model: "
+            "was one of them changed, or is its package another version than when the "
+            "run began? put that version back, or stop the run"
         )
         raise ConfigurationError(msg)
     return found

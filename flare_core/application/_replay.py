@@ -27,7 +27,7 @@ from flare_core.application._server import most_threads
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import mapped, unpack
-from flare_core.federation import Contribution, strategy_of
+from flare_core.federation import Contribution, chosen
 
 
 @final
@@ -55,7 +55,8 @@ def replay(
 
     A round starts from the model that was derived before it, or from the one that was
     kept where that could not be: so what is wrong with one round is told of it alone.
-    Where the strategy has moments, which nobody keeps, no later round can be derived.
+    Where the strategy has moments, or the aggregation follows the step of the last
+    round, which nobody keeps, no later round can be derived.
 
     Args:
         plan: What was played.
@@ -63,11 +64,12 @@ def replay(
         folder: Of the run's record, with what was kept; it is only read.
 
     Raises:
-        ConfigurationError: If nothing was kept, the index is damaged, the strategy is
-            not installed or refuses its settings, or there is no room for the models.
+        ConfigurationError: If nothing was kept, the index is damaged, the strategy or
+            the aggregation is not installed or refuses its settings, or there is no
+            room for the models.
     """
     kept = _Kept(folder)
-    strategy = strategy_of(plan.strategy)
+    strategy, rule = chosen(plan)
     with (
         tempfile.TemporaryDirectory(prefix="flare-replay-") as workspace,
         closing(Worker(_undelivered, num_threads=most_threads())) as worker,
@@ -75,9 +77,12 @@ def replay(
 
         def aggregator(layout: Layout) -> Aggregator:
             spool, each = Spool(Path(workspace)), worker.each
-            return Aggregator(plan, layout, strategy, spool, each)
+            return Aggregator(
+                plan, layout, strategy=strategy, rule=rule, spool=spool, each=each
+            )
 
-        rounds = _Rounds(kept, aggregator, remembers=bool(strategy.moments))
+        remembers = rule.follows or bool(strategy.moments)
+        rounds = _Rounds(kept, aggregator, remembers=remembers)
         for record in records:
             yield rounds.derive(record)
 
@@ -138,7 +143,7 @@ class _Rounds:
     Args:
         kept: That.
         make: Returns what folds models of a layout.
-        remembers: Whether the strategy goes on from what it made of the round before.
+        remembers: Whether a round goes on from more of the one before than its model.
     """
 
     def __init__(
@@ -173,7 +178,7 @@ class _Rounds:
         """Return a model to start from that is not derived."""
         if self._remembers and number:
             partings.append(
-                "what the strategy remembered is unknown: the round before was not "
+                "what the server remembered is unknown: the round before was not "
                 "derived"
             )
             return None

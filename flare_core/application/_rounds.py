@@ -26,7 +26,6 @@ from flare_core.application._opening import Initial
 from flare_core.application._publication import Publication
 from flare_core.application._round_report import RoundReport, contribution
 from flare_core.application._run_store import Kept, KeptUpdate, RunStore
-from flare_core.application._spool import Spool
 from flare_core.application._waiting import Waiting
 from flare_core.application._worker import Worker
 from flare_core.communication import (
@@ -39,7 +38,7 @@ from flare_core.communication import (
     Want,
     sync,
 )
-from flare_core.federation import Round, Strategy
+from flare_core.federation import Round
 
 
 @final
@@ -50,8 +49,7 @@ class Rounds:
         plan: What is played.
         lobby: Who takes part.
         intake: Receives the updates.
-        strategy: Moves the model.
-        spool: For what is underway.
+        folds: Returns what makes one model of updates of a layout.
         worker: Works on models meanwhile.
         ledger: Keeps what must outlive this server.
         send: How to answer a site.
@@ -70,8 +68,7 @@ class Rounds:
         *,
         lobby: Lobby,
         intake: Intake,
-        strategy: Strategy,
-        spool: Spool,
+        folds: Callable[[Layout], Folding],
         worker: Worker,
         ledger: Ledger,
         send: Send,
@@ -83,8 +80,7 @@ class Rounds:
         self._plan = plan
         self._lobby = lobby
         self._intake = intake
-        self._strategy = strategy
-        self._spool = spool
+        self._folds = folds
         self._worker = worker
         self._ledger = ledger
         self._send = send
@@ -129,7 +125,7 @@ class Rounds:
         """Start from the weights of a site."""
         path = initial.parcel.path
         assert path is not None  # noqa: S101 - only a later one may be short
-        folding = self._folds(initial.layout)
+        self._folding = folding = self._folds(initial.layout)
         self._publish(folding.first(path, initial.stream), 0, None)
 
     def resume(self, kept: Kept, layout: Layout) -> None:
@@ -144,7 +140,8 @@ class Rounds:
         """
         number = kept.number
         assert number is not None  # noqa: S101 - else there is no round
-        model = self._folds(layout).resume(number, kept.stream, kept.memory)
+        self._folding = folding = self._folds(layout)
+        model = folding.resume(number, kept.stream, kept.memory)
         current = self._open(model, number, kept.cohort)
         self.weights = kept.weights
         for site in self._lobby.gone.keys() - {one.site for one in kept.updates}:
@@ -265,13 +262,6 @@ class Rounds:
     @property
     def _folding_of_it(self) -> Folding:
         assert self._folding is not None  # noqa: S101 - there is a model
-        return self._folding
-
-    def _folds(self, layout: Layout) -> Folding:
-        """Return what has updates of a layout folded, from now on."""
-        self._folding = Folding(
-            self._plan, layout, self._strategy, self._spool, self._worker
-        )
         return self._folding
 
     def _restore(self, update: KeptUpdate, current: Round) -> None:

@@ -15,6 +15,7 @@ from flare_core.application._events import (
     SiteLeft,
     UpdateIgnored,
 )
+from flare_core.application._folding import Folding
 from flare_core.application._guests import Guests, in_words
 from flare_core.application._intake import Intake
 from flare_core.application._ledger import Ledger
@@ -42,7 +43,7 @@ from flare_core.communication import (
     Want,
     Welcome,
 )
-from flare_core.federation import strategy_of
+from flare_core.federation import chosen
 
 _LOST = (
     "the server knows nothing of site {site!r} in this run: it never joined, or the "
@@ -94,15 +95,21 @@ class Run:
         self._observer = observer
         self._preflight = preflight
         self.lobby = Lobby(plan)
-        strategy = strategy_of(plan.strategy)
+        strategy, rule = chosen(plan)
         self._intake = Intake(plan, strategy, spool, share=share)
         self._opening = Opening(self.lobby, self._intake, send)
         self._rounds = Rounds(
             plan,
             lobby=self.lobby,
             intake=self._intake,
-            strategy=strategy,
-            spool=spool,
+            folds=partial(
+                Folding,
+                plan,
+                strategy=strategy,
+                rule=rule,
+                spool=spool,
+                worker=worker,
+            ),
             worker=worker,
             ledger=ledger,
             send=send,

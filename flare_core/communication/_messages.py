@@ -43,7 +43,7 @@ from flare_core._site import SiteName
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._streams import SHORT_BYTES
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Raised with every change that an older peer would misread."""
 INITIAL = -1
 """Stands for the round of the weights that a run starts from."""

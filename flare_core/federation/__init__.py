@@ -10,16 +10,24 @@ from flare_core.federation._admission import (
     unfit,
     weighted_mean,
 )
-from flare_core.federation._choice import GROUP, strategy_class, strategy_of
+from flare_core.federation._aggregation import Aggregation, Cohort, Mean, Shares
+from flare_core.federation._choice import AGGREGATIONS, STRATEGIES, Choice, chosen
+from flare_core.federation._combining import Combining, combining
 from flare_core.federation._contribution import Contribution
-from flare_core.federation._fold import Each, Fold, Part
+from flare_core.federation._fold import Each, Fold, Part, batches
 from flare_core.federation._momentum import DiLoCo, FedAvgM
+from flare_core.federation._order import Median, TrimmedMean
 from flare_core.federation._round import Round
 from flare_core.federation._strategy import FedAvg, Strategy
 from flare_core.federation._weighting import FedNova, QFedAvg
 
 __all__ = [
-    "GROUP",
+    "AGGREGATIONS",
+    "STRATEGIES",
+    "Aggregation",
+    "Choice",
+    "Cohort",
+    "Combining",
     "Contribution",
     "DiLoCo",
     "Each",
@@ -30,17 +38,22 @@ __all__ = [
     "FedNova",
     "FedYogi",
     "Fold",
+    "Mean",
+    "Median",
     "Part",
     "QFedAvg",
     "Round",
+    "Shares",
     "Strategy",
+    "TrimmedMean",
+    "batches",
+    "chosen",
+    "combining",
     "differing_bases",
     "differing_layouts",
     "differing_schedules",
     "inadmissible",
     "misfit",
-    "strategy_class",
-    "strategy_of",
     "unfit",
     "weighted_mean",
 ]

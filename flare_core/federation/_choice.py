@@ -1,54 +1,113 @@
-"""The strategy that a plan names, with its settings checked."""
+"""What a plan names, with its settings checked."""
 
-from typing import cast
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast, final
 
 import msgspec
 
 from flare_core._errors import ConfigurationError
-from flare_core._plan import StrategySettings
+from flare_core._plan import AggregationSettings, Plan, StrategySettings
 from flare_core._plugins import plugin
+from flare_core.federation._aggregation import Aggregation, Mean
 from flare_core.federation._strategy import Strategy
 
-GROUP = "flare_core.strategies"
-"""The entry points of installed strategies."""
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 
-def strategy_of(settings: StrategySettings) -> Strategy:
-    """Return the strategy that a plan names.
+@final
+@dataclass(frozen=True, slots=True)
+class Choice(Generic[_T]):
+    """What one table of a plan may name: a class of settings, of any package.
+
+    Attributes:
+        table: The table, which is also what one of these is called.
+        group: The entry points under which they are offered.
+        base: The class that they are made from.
+    """
+
+    table: str
+    group: str
+    base: type[_T]
+
+    def of(self, settings: StrategySettings | AggregationSettings) -> _T:
+        """Return what a plan names.
+
+        Raises:
+            ConfigurationError: If it is not installed, is none, has no such setting, or
+                a value does not fit.
+        """
+        kind = self.named(settings.name)
+        try:
+            return msgspec.convert(settings.settings, kind)
+        except msgspec.ValidationError as exc:
+            complaint = str(exc).replace("`$.", f"`{self.table}.settings.")
+            msg = f"{self.table} {settings.name!r}: {complaint}; {_has(kind)}"
+            raise ConfigurationError(msg) from None
+
+    def named(self, name: str) -> type[_T]:
+        """Return the class of that name.
+
+        Raises:
+            ConfigurationError: If it is not installed, or is none.
+        """
+        found = plugin(self.group, name)
+        is_class = isinstance(found, type)
+        if is_class and issubclass(cast("type[object]", found), self.base):
+            return cast("type[_T]", found)
+        msg = (
+            f"the {self.group} plugin {name!r} is {found!r}: expected a subclass of "
+            f"flare_core.{self.base.__name__}; was it made for another version of "
+            "flare-adapters?"
+        )
+        raise ConfigurationError(msg)
+
+
+STRATEGIES = Choice("strategy", "flare_core.strategies", Strategy)
+AGGREGATIONS = Choice("aggregation", "flare_core.aggregations", Aggregation)
+
+
+def chosen(plan: Plan) -> tuple[Strategy, Aggregation]:
+    """Return the strategy and the aggregation that a plan names.
 
     Raises:
-        ConfigurationError: If it is not installed, is none, has no such setting, or a
-            value does not fit.
+        ConfigurationError: If one is not there, or they do not go with each other or
+            with the rest of the plan.
     """
-    kind = strategy_class(settings.name)
-    try:
-        return msgspec.convert(settings.settings, kind)
-    except msgspec.ValidationError as exc:
-        msg = f"strategy {settings.name!r}: {_in_the_plan(str(exc))}; {_has(kind)}"
-        raise ConfigurationError(msg) from None
+    strategy, rule = STRATEGIES.of(plan.strategy), AGGREGATIONS.of(plan.aggregation)
+    complaint = "" if isinstance(rule, Mean) else _unfit(plan, strategy, rule)
+    if complaint:
+        msg = f"aggregation {plan.aggregation.name!r} {complaint}"
+        raise ConfigurationError(msg)
+    return strategy, rule
 
 
-def strategy_class(name: str) -> type[Strategy]:
-    """Return the class of a strategy that is installed.
+def _unfit(plan: Plan, strategy: Strategy, rule: Aggregation) -> str:
+    """Return what an aggregation has against a plan; empty if it is nothing."""
+    least = plan.selection.least
+    if least < rule.least:
+        return (
+            f"needs at least {rule.least} updates in each round, and in this plan "
+            f"{least} can be enough: raise selection.sites, or selection.quorum if it "
+            "is set, or name one that takes fewer"
+        )
+    if _weighs(strategy):
+        return (
+            f"does not weigh the updates as strategy {plan.strategy.name!r} wants it: "
+            "take another strategy, such as fedavg, or leave the table aggregation out"
+        )
+    if rule.trusts_examples and plan.admission.most_examples is None:
+        return (
+            "would let a site decide alone that says it has seen very many examples: "
+            "set admission.most_examples, or aggregation.settings.by_examples = false"
+        )
+    return ""
 
-    Raises:
-        ConfigurationError: If it is not, or is no strategy.
-    """
-    found = plugin(GROUP, name)
-    if isinstance(found, type) and issubclass(cast("type[object]", found), Strategy):
-        return cast("type[Strategy]", found)
-    msg = (
-        f"the {GROUP} plugin {name!r} is {found!r}: expected a subclass of "
-        "flare_core.Strategy; was it made for another version of flare-adapters?"
-    )
-    raise ConfigurationError(msg)
+
+def _weighs(strategy: Strategy) -> bool:
+    kind = type(strategy)
+    return kind.weight != Strategy.weight or kind.reach != Strategy.reach
 
 
-def _in_the_plan(complaint: str) -> str:
-    """Return what msgspec says, with the place where the plan has it."""
-    return complaint.replace("`$.", "`strategy.settings.")
-
-
-def _has(kind: type[Strategy]) -> str:
+def _has(kind: type[msgspec.Struct]) -> str:
     names = [field.name for field in msgspec.structs.fields(kind)]
     return f"its settings are {', '.join(names)}" if names else "it has no settings"

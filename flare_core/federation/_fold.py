@@ -90,7 +90,7 @@ class Fold:
     def __init__(
         self, layout: Layout, memory: Callable[[int], memoryview] = _fresh
     ) -> None:
-        self.batches = tuple(_batches(layout))
+        self.batches = tuple(batches(layout))
         self.num_updates = 0
         self._layout = layout
         self._memory = memory
@@ -130,17 +130,10 @@ class Fold:
             msg = "the mean of no update is undefined"
             raise ValueError(msg)
         total: Array = np.empty(part.stop - part.start, _sum_dtype(part.spec))
-        count = _Count()
         if self._folded.updates:
             total[...] = self._sums[part.spec.name][part.start : part.stop]
-            count = self._folded
-        for weights, weight in self._waiting:
-            _add(part, total, part.of(weights), count, weight)
-            count = count.plus(weight)
-        if part.spec.kind is TensorClass.COUNTER or count.updates == 1:
-            return total
-        total /= count.total.of(part.spec)
-        return total
+        waiting = [(part.of(weights), weight) for weights, weight in self._waiting]
+        return _mean(part, total, self._folded, waiting)
 
     def _fold(self, weights: ModelState, weight: "_Weight", each: Each) -> None:
         if not self._sums:
@@ -163,7 +156,7 @@ class _Weight:
     """How much an update weighs, or several do."""
 
     parameters: float = 0
-    buffers: int = 0
+    buffers: float = 0
 
     def of(self, spec: TensorSpec) -> float:
         parameter = spec.kind is TensorClass.PARAMETER
@@ -182,6 +175,34 @@ class _Count:
         parameters = self.total.parameters + weight.parameters
         buffers = self.total.buffers + weight.buffers
         return _Count(self.updates + 1, _Weight(parameters, buffers))
+
+
+def weighted(part: Part, values: Sequence[Array], weights: Sequence[float]) -> Array:
+    """Return the weighted mean of some elements, as a `Fold` of them has it.
+
+    Args:
+        part: Which elements.
+        values: Those of each update; at least one.
+        weights: That of each.
+    """
+    total: Array = np.empty(part.stop - part.start, _sum_dtype(part.spec))
+    both = [_Weight(weight, weight) for weight in weights]
+    return _mean(part, total, _Count(), list(zip(values, both, strict=True)))
+
+
+def _mean(
+    part: Part,
+    total: Array,
+    count: _Count,
+    more: Sequence[tuple[Array, _Weight]],
+) -> Array:
+    """Add the last updates to a sum of some elements, and make it their mean."""
+    for values, weight in more:
+        _add(part, total, values, count, weight)
+        count = count.plus(weight)
+    if part.spec.kind is not TensorClass.COUNTER and count.updates > 1:
+        total /= count.total.of(part.spec)
+    return total
 
 
 def _add(
@@ -220,7 +241,7 @@ def _sum_dtype(spec: TensorSpec) -> np.dtype[Any]:
     return dtype if spec.kind is TensorClass.COUNTER else accumulator_dtype(dtype)
 
 
-def _batches(layout: Layout) -> Iterator[tuple[Part, ...]]:
+def batches(layout: Layout) -> Iterator[tuple[Part, ...]]:
     """Yield the parts, small ones together: none is worth a thread of its own."""
     batch: list[Part] = []
     size = 0

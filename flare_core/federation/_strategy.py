@@ -1,4 +1,4 @@
-"""How the mean of the updates becomes the next global model."""
+"""How what the updates make becomes the next global model."""
 
 from collections.abc import Mapping, Sequence
 from typing import final
@@ -80,7 +80,7 @@ class Strategy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             current: Their values in the model that the round started from, flat, in
                 its type; only to be read.
             mean: The weighted mean of the updates, in float64 or complex128, or what
-                `reach` made of it; only to be read.
+                `reach` made of it, or another `Aggregation` of them; only to be read.
             moments: What is remembered of these elements, in the type of ``mean``; to
                 be changed in place, and rounded once when it is kept.
 

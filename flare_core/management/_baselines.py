@@ -17,7 +17,13 @@ import msgspec
 from rich.table import Table
 
 from flare_core._model import Metrics
-from flare_core._plan import Plain, Plan, Selection, StrategySettings
+from flare_core._plan import (
+    AggregationSettings,
+    Plain,
+    Plan,
+    Selection,
+    StrategySettings,
+)
 from flare_core._site import Site
 from flare_core.application import Result
 from flare_core.management._display import Display
@@ -142,7 +148,11 @@ def scores_table(found: Scores, alone: Mapping[str, Metrics]) -> Table:
 
 def _plan_for_one(plan: Plan) -> Plan:
     return msgspec.structs.replace(
-        plan, selection=Selection(), strategy=StrategySettings(), local=Plain()
+        plan,
+        selection=Selection(),
+        aggregation=AggregationSettings(),
+        strategy=StrategySettings(),
+        local=Plain(),
     )
 
 

@@ -1,4 +1,4 @@
-"""``flare strategies``: what a plan may name under ``[strategy]``."""
+"""``flare strategies``: what a plan may name under two of its tables."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,7 +9,13 @@ from typing import final
 import msgspec
 from rich.console import Console
 
-from flare_core.federation import GROUP, Strategy, strategy_class
+from flare_core.federation import (
+    AGGREGATIONS,
+    STRATEGIES,
+    Aggregation,
+    Choice,
+    Strategy,
+)
 from flare_core.management._described import Row, settings
 from flare_core.management._messages import exit_codes, say
 
@@ -17,33 +23,35 @@ from flare_core.management._messages import exit_codes, say
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """A strategy that is installed.
+    """A strategy or an aggregation that is installed.
 
     Attributes:
         name: As a plan has it.
         summary: The first sentences of its docstring.
         details: What follows there before its settings, in reStructuredText.
         settings: What it can be told.
-        num_moments: How many float32 models more it keeps on the server's disk, if its
-            settings all have defaults.
+        default: It, if its settings all have defaults.
     """
 
     name: str
     summary: str
     details: str
     settings: tuple[Row, ...]
-    num_moments: int | None
+    default: Strategy | Aggregation | None
 
 
-def installed() -> Iterator[Described]:
-    """Yield the strategies of all packages, by name.
+def installed(choice: Choice[Strategy] | Choice[Aggregation]) -> Iterator[Described]:
+    """Yield those of all packages, by name.
+
+    Args:
+        choice: Of which table of the plan.
 
     Raises:
-        ConfigurationError: If what a package offers is no strategy.
+        ConfigurationError: If what a package offers is none.
         LookupError: If a setting has no word in the docstring.
     """
-    for name in sorted(entry_points(group=GROUP).names):
-        kind = strategy_class(name)
+    for name in sorted(entry_points(group=choice.group).names):
+        kind = choice.named(name)
         words, _, _ = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
         summary, _, details = words.partition("\n\n")
         yield Described(
@@ -51,22 +59,31 @@ def installed() -> Iterator[Described]:
             summary=" ".join(summary.split()),
             details=details.strip(),
             settings=tuple(settings(kind)),
-            num_moments=_moments(kind),
+            default=_default(kind),
         )
 
 
 def strategies() -> None:
-    """Show the strategies that a plan may name, with the settings of each."""
+    """Show the strategies and aggregations that a plan may name, with settings."""
     console = Console()
     with exit_codes():
-        for one in installed():
-            say(console, one.name, style="bold")
-            say(console, f"  {one.summary}")
-            for row in one.settings:
-                say(console, f"  {row.key} ({row.type}; {row.default}): {row.meaning}")
+        for choice in (STRATEGIES, AGGREGATIONS):
+            say(console, f"[{choice.table}]", style="bold underline")
             say(console, "")
+            for one in installed(choice):
+                _show(console, one)
 
 
-def _moments(kind: type[Strategy]) -> int | None:
+def _show(console: Console, one: Described) -> None:
+    say(console, one.name, style="bold")
+    say(console, f"  {one.summary}")
+    for row in one.settings:
+        say(console, f"  {row.key} ({row.type}; {row.default}): {row.meaning}")
+    say(console, "")
+
+
+def _default(
+    kind: type[Strategy] | type[Aggregation],
+) -> Strategy | Aggregation | None:
     required = any(field.required for field in msgspec.structs.fields(kind))
-    return None if required else len(msgspec.convert({}, kind).moments)
+    return None if required else msgspec.convert({}, kind)

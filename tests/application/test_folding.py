@@ -4,22 +4,42 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flare_core import Contribution, ModelState, Plan, Strategy
+from flare_core import Aggregation, Contribution, ModelState, Plan, Strategy
 from flare_core.application._folding import Folding
 from flare_core.application._publication import Publication
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import file_bytes, pack, write_file
-from flare_core.federation import DiLoCo, FedAdam, FedAvg, FedNova, QFedAvg, Round
+from flare_core.federation import (
+    DiLoCo,
+    FedAdam,
+    FedAvg,
+    FedNova,
+    Mean,
+    Median,
+    QFedAvg,
+    Round,
+    TrimmedMean,
+)
 
+_Way: TypeAlias = tuple[Strategy, Aggregation]
 _SITES = ("a", "b", "c", "d", "e")
 _STRATEGIES = (FedAvg(), FedAdam(), DiLoCo(), FedNova(), QFedAvg(learning_rate=0.1))
+_RULES = (
+    Median(),
+    TrimmedMean(hostile=2),
+)
+_WAYS = [
+    *((strategy, Mean()) for strategy in _STRATEGIES),
+    *((FedAdam(), rule) for rule in _RULES),
+]
 
 
 def _weights(site: str, number: int) -> ModelState:
@@ -39,7 +59,7 @@ def _said(site: str, number: int) -> Contribution:
 
 
 @contextmanager
-def _begun(strategy: Strategy) -> Iterator[tuple[Folding, Publication]]:
+def _begun(way: _Way) -> Iterator[tuple[Folding, Publication]]:
     """Yield what folds updates, and the model that the first round starts from."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -47,7 +67,15 @@ def _begun(strategy: Strategy) -> Iterator[tuple[Folding, Publication]]:
     ):
         first, path = _weights("first", 0), Path(folder, "first")
         spool = Spool(Path(folder))
-        folding = Folding(Plan(rounds=1), first.layout, strategy, spool, worker)
+        strategy, rule = way
+        folding = Folding(
+            Plan(rounds=1),
+            first.layout,
+            strategy=strategy,
+            rule=rule,
+            spool=spool,
+            worker=worker,
+        )
         stream = write_file(path, file_bytes(first.layout), pack(first))
         yield folding, folding.first(path, stream)
 
@@ -72,9 +100,9 @@ def _bits(model: Publication) -> bytes:
     return bytes(model.model.contents) + memory
 
 
-def _played(strategy: Strategy, arrivals: Sequence[tuple[str, ...]]) -> bytes:
+def _played(way: _Way, arrivals: Sequence[tuple[str, ...]]) -> bytes:
     """Play rounds with updates that arrive in these orders; return all that is left."""
-    with _begun(strategy) as (folding, first):
+    with _begun(way) as (folding, first):
         model = first
         for number, arriving in enumerate(arrivals):
             current = Round(number, _SITES, quorum=len(_SITES))
@@ -85,22 +113,22 @@ def _played(strategy: Strategy, arrivals: Sequence[tuple[str, ...]]) -> bytes:
         return _bits(model)
 
 
-@pytest.mark.parametrize("strategy", _STRATEGIES, ids=str)
+@pytest.mark.parametrize("way", _WAYS, ids=str)
 @settings(max_examples=20)
 @given(st.lists(st.permutations(_SITES).map(tuple), min_size=1, max_size=3))
 def test_the_order_of_arrival_changes_no_bit(
-    strategy: Strategy, arrivals: list[tuple[str, ...]]
+    way: _Way, arrivals: list[tuple[str, ...]]
 ) -> None:
     in_order = [_SITES for _ in arrivals]
 
-    assert _played(strategy, arrivals) == _played(strategy, in_order)
+    assert _played(way, arrivals) == _played(way, in_order)
 
 
-@pytest.mark.parametrize("strategy", _STRATEGIES, ids=str)
+@pytest.mark.parametrize("way", _WAYS, ids=str)
 def test_a_site_that_was_given_up_and_comes_back_counts_as_if_it_had_not_been(
-    strategy: Strategy,
+    way: _Way,
 ) -> None:
-    with _begun(strategy) as (folding, model):
+    with _begun(way) as (folding, model):
         current = Round(0, _SITES, quorum=2)
         folding.begin(model.weights)
         current.lose("b")
@@ -111,4 +139,4 @@ def test_a_site_that_was_given_up_and_comes_back_counts_as_if_it_had_not_been(
 
         found = _bits(_finished(folding, model, 1))
 
-    assert found == _played(strategy, [_SITES])
+    assert found == _played(way, [_SITES])

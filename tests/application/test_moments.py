@@ -130,5 +130,5 @@ def test_the_file_appears_when_all_is_kept(tmp_path: Path) -> None:
 def test_those_of_another_strategy_are_refused(tmp_path: Path) -> None:
     memory, _ = _round(_MODEL, None, tmp_path / "1", 1.0)
 
-    with pytest.raises(ConfigurationError, match="1 is not what this strategy rem"):
+    with pytest.raises(ConfigurationError, match="1 is not what this strategy and"):
         Moments(_MODEL.layout, {"only": 0.0}, memory, tmp_path / "2")

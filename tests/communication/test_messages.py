@@ -4,7 +4,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flare_core import Layout, ModelState, Plan, ProtocolError, Refusal, TensorSpec
-from flare_core._plan import FedProx, Plain, Schedule, Selection, StrategySettings
+from flare_core._plan import (
+    AggregationSettings,
+    FedProx,
+    Plain,
+    Schedule,
+    Selection,
+    StrategySettings,
+)
 from flare_core.communication import (
     CHUNK_BYTES,
     INITIAL,
@@ -56,6 +63,7 @@ def _plans(draw: st.DrawFn) -> Plan:
     return Plan(
         rounds=draw(_COUNTS),
         schedule=Schedule(**draw(st.sampled_from([{}, lengths]))),
+        aggregation=AggregationSettings(settings=draw(_SETTINGS)),
         strategy=StrategySettings(settings=draw(_SETTINGS)),
         local=draw(st.builds(Plain) | st.builds(FedProx, mu=st.floats(0, 1))),
         selection=Selection(

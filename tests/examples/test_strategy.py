@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from averaging import Averaging
-from flare_core import ConfigurationError, StrategySettings
-from flare_core.federation import strategy_of
+from flare_core import Aggregation, ConfigurationError, Strategy, StrategySettings
+from flare_core.federation import STRATEGIES, Choice
+from flare_core.management._strategies import installed
 from flare_core.management.cli import app
 from packages import Install
 
@@ -41,7 +42,7 @@ def test_it_takes_no_more_lines_than_that() -> None:
 def test_each_parameter_goes_the_same_way_far(
     lion: Callable[..., StrategySettings], tmp_path: Path
 ) -> None:
-    strategy = strategy_of(lion(learning_rate=0.5, beta1=0.5, beta2=0.75))
+    strategy = STRATEGIES.of(lion(learning_rate=0.5, beta1=0.5, beta2=0.75))
     rounds = Averaging(tmp_path, strategy, {"w": np.zeros(3)})
 
     rounds.play(({"w": [8.0, -0.1, 0.0]}, 3))
@@ -62,16 +63,22 @@ def test_it_is_listed_with_its_settings(lion: Callable[..., StrategySettings]) -
 
 def test_its_settings_are_checked(lion: Callable[..., StrategySettings]) -> None:
     with pytest.raises(ConfigurationError, match=r"> 0.0 - at `strategy.settings.lea"):
-        strategy_of(lion(learning_rate=-1))
+        STRATEGIES.of(lion(learning_rate=-1))
 
 
-def test_the_how_to_tells_of_every_strategy_that_comes_along() -> None:
-    page = (_HOW_TO / "choose-a-strategy.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "choice"),
+    [
+        ("choose-a-strategy", STRATEGIES),
+    ],
+    ids=str,
+)
+def test_the_how_to_tells_of_all_that_come_along(
+    page: str, choice: Choice[Strategy] | Choice[Aggregation]
+) -> None:
+    text = (_HOW_TO / f"{page}.md").read_text(encoding="utf-8")
 
-    names = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    names = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
 
-    shown = CliRunner().invoke(app, ["strategies"]).stdout
     assert names
-    assert sorted(names) == [
-        line for line in shown.splitlines() if re.fullmatch(r"\w+", line)
-    ]
+    assert sorted(names) == [one.name for one in installed(choice)]

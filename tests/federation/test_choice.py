@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from flare_core import ConfigurationError, Strategy, StrategySettings
-from flare_core.federation import FedAvg, strategy_of
+from flare_core.federation import STRATEGIES, FedAvg
 from packages import Install
 
 _POWERS = """
@@ -28,11 +28,11 @@ def powers(install: Install) -> None:
 
 
 def _chosen(name: str, **settings: float | str) -> Strategy:
-    return strategy_of(StrategySettings(name=name, settings=settings))
+    return STRATEGIES.of(StrategySettings(name=name, settings=settings))
 
 
 def test_federated_averaging_is_what_a_plan_names_that_names_nothing() -> None:
-    assert strategy_of(StrategySettings()) == FedAvg()
+    assert STRATEGIES.of(StrategySettings()) == FedAvg()
 
 
 def test_a_strategy_is_its_settings_in_their_types() -> None:

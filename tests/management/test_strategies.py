@@ -1,9 +1,8 @@
-from collections.abc import Mapping
-
 import pytest
 from typer.testing import CliRunner
 
-from flare_core.federation import strategy_class
+from flare_core import Aggregation, Strategy
+from flare_core.federation import AGGREGATIONS, STRATEGIES, Choice
 from flare_core.management._described import settings
 from flare_core.management._strategies import installed
 from flare_core.management.cli import app
@@ -34,9 +33,12 @@ class Half(Strategy, frozen=True):
 '''
 
 
-@pytest.mark.parametrize("name", [one.name for one in installed()])
-def test_every_setting_of_a_strategy_has_a_word(name: str) -> None:
-    assert all(row.meaning for row in settings(strategy_class(name)))
+@pytest.mark.parametrize("choice", [STRATEGIES, AGGREGATIONS], ids=str)
+def test_every_setting_has_a_word(
+    choice: Choice[Strategy] | Choice[Aggregation],
+) -> None:
+    for one in installed(choice):
+        assert all(row.meaning for row in settings(choice.named(one.name)))
 
 
 def test_a_strategy_that_another_package_brings_along_is_shown(
@@ -65,6 +67,9 @@ def test_what_is_no_strategy_is_named_instead(install: Install) -> None:
 def test_moments_are_counted(install: Install) -> None:
     install("flare_core.strategies", _HALF, half="Half")
 
-    found: Mapping[str, int | None] = {one.name: one.num_moments for one in installed()}
+    found = {one.name: one.default for one in installed(STRATEGIES)}
 
-    assert (found["half"], found["fedavg"]) == (1, 0)
+    half, fedavg = found["half"], found["fedavg"]
+    assert isinstance(half, Strategy)
+    assert isinstance(fedavg, Strategy)
+    assert (len(half.moments), len(fedavg.moments)) == (1, 0)
