@@ -22,8 +22,10 @@ from flare_core.federation import (
     FedAdam,
     FedAvg,
     FedNova,
+    Krum,
     Mean,
     Median,
+    MultiKrum,
     QFedAvg,
     Round,
     TrimmedMean,
@@ -33,7 +35,9 @@ _Way: TypeAlias = tuple[Strategy, Aggregation]
 _SITES = ("a", "b", "c", "d", "e")
 _STRATEGIES = (FedAvg(), FedAdam(), DiLoCo(), FedNova(), QFedAvg(learning_rate=0.1))
 _RULES = (
+    Krum(),
     Median(),
+    MultiKrum(),
     TrimmedMean(hostile=2),
 )
 _WAYS = [

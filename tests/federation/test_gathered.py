@@ -17,8 +17,10 @@ from flare_core.federation import (
     Each,
     FedAdam,
     FedAvg,
+    Krum,
     Mean,
     Median,
+    MultiKrum,
     TrimmedMean,
 )
 from flare_core.federation._fold import PART_ELEMENTS
@@ -27,6 +29,8 @@ _BOUNDED = [
     Median(),
     TrimmedMean(hostile=2),
     TrimmedMean(hostile=3),
+    Krum(hostile=2),
+    MultiKrum(hostile=2),
 ]
 
 
@@ -65,6 +69,7 @@ def test_updates_that_are_the_same_are_what_comes_out(
 @pytest.mark.parametrize(
     "rule",
     [
+        Krum(),
         Median(),
         TrimmedMean(hostile=2),
     ],
