@@ -15,6 +15,7 @@ from flare_core.federation._choice import AGGREGATIONS, STRATEGIES, Choice, chos
 from flare_core.federation._combining import Combining, combining
 from flare_core.federation._contribution import Contribution
 from flare_core.federation._fold import Each, Fold, Part, batches
+from flare_core.federation._geometric import GeometricMedian
 from flare_core.federation._krum import Krum, MultiKrum
 from flare_core.federation._momentum import DiLoCo, FedAvgM
 from flare_core.federation._order import Median, TrimmedMean
@@ -39,6 +40,7 @@ __all__ = [
     "FedNova",
     "FedYogi",
     "Fold",
+    "GeometricMedian",
     "Krum",
     "Mean",
     "Median",

@@ -22,6 +22,7 @@ from flare_core.federation import (
     FedAdam,
     FedAvg,
     FedNova,
+    GeometricMedian,
     Krum,
     Mean,
     Median,
@@ -35,6 +36,7 @@ _Way: TypeAlias = tuple[Strategy, Aggregation]
 _SITES = ("a", "b", "c", "d", "e")
 _STRATEGIES = (FedAvg(), FedAdam(), DiLoCo(), FedNova(), QFedAvg(learning_rate=0.1))
 _RULES = (
+    GeometricMedian(by_examples=True),
     Krum(),
     Median(),
     MultiKrum(),

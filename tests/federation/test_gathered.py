@@ -17,6 +17,7 @@ from flare_core.federation import (
     Each,
     FedAdam,
     FedAvg,
+    GeometricMedian,
     Krum,
     Mean,
     Median,
@@ -31,6 +32,7 @@ _BOUNDED = [
     TrimmedMean(hostile=3),
     Krum(hostile=2),
     MultiKrum(hostile=2),
+    GeometricMedian(),
 ]
 
 
@@ -69,6 +71,7 @@ def test_updates_that_are_the_same_are_what_comes_out(
 @pytest.mark.parametrize(
     "rule",
     [
+        GeometricMedian(),
         Krum(),
         Median(),
         TrimmedMean(hostile=2),
