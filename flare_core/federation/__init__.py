@@ -12,6 +12,7 @@ from flare_core.federation._admission import (
 )
 from flare_core.federation._aggregation import Aggregation, Cohort, Mean, Shares
 from flare_core.federation._choice import AGGREGATIONS, STRATEGIES, Choice, chosen
+from flare_core.federation._clipping import CentredClipping, NormBounding
 from flare_core.federation._combining import Combining, combining
 from flare_core.federation._contribution import Contribution
 from flare_core.federation._fold import Each, Fold, Part, batches
@@ -27,6 +28,7 @@ __all__ = [
     "AGGREGATIONS",
     "STRATEGIES",
     "Aggregation",
+    "CentredClipping",
     "Choice",
     "Cohort",
     "Combining",
@@ -45,6 +47,7 @@ __all__ = [
     "Mean",
     "Median",
     "MultiKrum",
+    "NormBounding",
     "Part",
     "QFedAvg",
     "Round",

@@ -18,6 +18,7 @@ from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import file_bytes, pack, write_file
 from flare_core.federation import (
+    CentredClipping,
     DiLoCo,
     FedAdam,
     FedAvg,
@@ -27,6 +28,7 @@ from flare_core.federation import (
     Mean,
     Median,
     MultiKrum,
+    NormBounding,
     QFedAvg,
     Round,
     TrimmedMean,
@@ -36,10 +38,12 @@ _Way: TypeAlias = tuple[Strategy, Aggregation]
 _SITES = ("a", "b", "c", "d", "e")
 _STRATEGIES = (FedAvg(), FedAdam(), DiLoCo(), FedNova(), QFedAvg(learning_rate=0.1))
 _RULES = (
+    CentredClipping(radius=1e9, iterations=3),
     GeometricMedian(by_examples=True),
     Krum(),
     Median(),
     MultiKrum(),
+    NormBounding(most_norm=1e8),
     TrimmedMean(hostile=2),
 )
 _WAYS = [

@@ -14,6 +14,7 @@ from flare_core import Aggregation, ModelState, TensorClass
 from flare_core._model import Array
 from flare_core.application._worker import Worker
 from flare_core.federation import (
+    CentredClipping,
     Each,
     FedAdam,
     FedAvg,
@@ -22,6 +23,7 @@ from flare_core.federation import (
     Mean,
     Median,
     MultiKrum,
+    NormBounding,
     TrimmedMean,
 )
 from flare_core.federation._fold import PART_ELEMENTS
@@ -33,6 +35,9 @@ _BOUNDED = [
     Krum(hostile=2),
     MultiKrum(hostile=2),
     GeometricMedian(),
+    NormBounding(most_norm=1.0),
+    CentredClipping(radius=1.0),
+    CentredClipping(radius=0.5, iterations=3),
 ]
 
 
