@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 import flare_core as flare
+from flare_core._plan import Setting
 from flare_core.application import RoundPlayed, RoundRecord, replay
 from flare_core.application._archive import FOLDER, INDEX
 from flare_core.communication import SHORT_BYTES
@@ -70,10 +71,12 @@ def played(
         *,
         shared: bool = False,
         strategy: str = "fedavg",
+        aggregation: flare.AggregationSettings | None = None,
     ) -> Run:
         what = flare.Plan(
             rounds=3,
             selection=flare.Selection(sites=len(SITES)),
+            aggregation=aggregation or flare.AggregationSettings(),
             strategy=flare.StrategySettings(name=strategy),
             encoding=encoding,
             keep_updates=True,
@@ -149,6 +152,29 @@ def test_what_a_strategy_remembered_is_derived_again_too(
     assert [one.blake3 for one in again] == [one.blake3 for one in run.records]
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+@pytest.mark.parametrize(
+    ("aggregation", "settings"),
+    [
+        ("median", {}),
+        ("trimmed_mean", {}),
+        ("geometric_median", {}),
+        ("norm_bounding", {"most_norm": 100}),
+        ("centred_clipping", {"radius": 100, "iterations": 2}),
+    ],
+)
+def test_other_combinations_than_the_mean_are_derived_again_too(
+    played: Played, aggregation: str, settings: dict[str, Setting], strategy: str
+) -> None:
+    rule = flare.AggregationSettings(name=aggregation, settings=settings)
+    run = played(4 * SHORT_BYTES, strategy=strategy, aggregation=rule)
+
+    again = list(replay(run.plan, run.records, run.folder))
+
+    assert [one.partings for one in again] == [(), (), ()]
+    assert [one.blake3 for one in again] == [one.blake3 for one in run.records]
+
+
 def test_what_follows_from_what_cannot_be_derived_is_said_to_be_unknown(
     played: Played,
 ) -> None:
@@ -160,7 +186,7 @@ def test_what_follows_from_what_cannot_be_derived_is_said_to_be_unknown(
     assert before == ()
     assert "site 'b': its update" in missing[0]
     assert after == (
-        "what the strategy remembered is unknown: the round before was not derived",
+        "what the server remembered is unknown: the round before was not derived",
     )
 
 

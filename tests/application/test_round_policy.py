@@ -23,6 +23,8 @@ from flare_core.application import (
 from site_scripts import WAIT_S, Local, Train, add, model, plan, play
 from support import RunningServer, RunServer, SiteFile
 
+_FAR = flare.AggregationSettings(name="norm_bounding", settings={"most_norm": 1e9})
+
 
 def _with(base: flare.Plan, **tables: object) -> flare.Plan:
     return msgspec.structs.replace(base, **tables)
@@ -121,17 +123,29 @@ def test_a_deadline_without_a_quorum_waits_for_it_and_tells_the_sites(
     assert waits[-1].round_number == 0
 
 
-@pytest.mark.parametrize(("up", "size"), [("none", 1), ("int8", 50_000)])
+@pytest.mark.parametrize(
+    ("up", "size", "rule"),
+    [
+        ("none", 1, flare.AggregationSettings()),
+        ("int8", 50_000, flare.AggregationSettings()),
+        ("none", 1, _FAR),
+    ],
+)
 def test_a_late_update_counts_in_the_next_round_as_the_step_that_it_is(
+    *,
     up: EncodingUp,
     size: int,
+    rule: flare.AggregationSettings,
     run_server: RunServer,
     pool: ThreadPoolExecutor,
     site_file: SiteFile,
 ) -> None:
     policy = RoundPolicy(grace_s=5, late_weight=0.5)
     wanted = _with(
-        plan(rounds=2, quorum=1), round=policy, encoding=flare.Encoding(up=up)
+        plan(rounds=2, quorum=1),
+        round=policy,
+        encoding=flare.Encoding(up=up),
+        aggregation=rule,
     )
     server = run_server(wanted)
     slow, counted = _Slow(8), threading.Event()
@@ -150,7 +164,8 @@ def test_a_late_update_counts_in_the_next_round_as_the_step_that_it_is(
     counted.set()
 
     # round 0: 1, of a alone.  Round 1: a says 1 + 1, b took a step of 8 from 0, which
-    # is one from 1 to 9, and half of its 8 examples count: (4 * 2 + 4 * 9) / 8
+    # is one from 1 to 9, and half of its 8 examples count: (4 * 2 + 4 * 9) / 8, which
+    # is what comes out, too, where each site counts the same
     expected = pytest.approx([5.5] * size, abs=0.1 if up == "int8" else 0)
     assert a.result(WAIT_S)["w"].tolist() == expected
     assert b.result(WAIT_S)["w"].tolist() == expected

@@ -26,14 +26,22 @@ _LARGE = model(*range(10_000))
 class _Game:
     """Two sites in round 1: the update of a is in, and b waits to be let go."""
 
-    def __init__(self, deployed: Deployment, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        deployed: Deployment,
+        pool: ThreadPoolExecutor,
+        rule: flare.AggregationSettings | None = None,
+    ) -> None:
         self._deployed = deployed
         self._pool = pool
         self._b_may_go = threading.Event()
         self._round_1 = threading.Event()
         for name in "ab":
             deployed.member(name)
-        deployed.create("demo", plan(rounds=_ROUNDS))
+        what = plan(rounds=_ROUNDS)
+        if rule is not None:
+            what = msgspec.structs.replace(what, aggregation=rule)
+        deployed.create("demo", what)
         self.sites = {
             "a": self._play("a", wander("a")),
             "b": self._play("b", self._held),
@@ -107,6 +115,25 @@ def test_a_killed_server_goes_on_with_the_updates_that_were_in(
         progress = (deployed.folder.runs / "demo" / "progress.log").read_text()
         assert progress.count("a round 1: ") == 1  # it was not sent again
         deployed.audited("resumed", run="demo", round=1)
+
+
+def test_updates_that_wait_for_all_others_outlive_the_server_and_so_does_the_centre(
+    pool: ThreadPoolExecutor, undisturbed: str
+) -> None:
+    rule = flare.AggregationSettings(name="centred_clipping", settings={"radius": 0.05})
+    finals: list[str] = []
+    for killed in (False, True):
+        with (
+            deployment(process=True) as deployed,
+            closing(_Game(deployed, pool, rule)) as game,
+        ):
+            if killed:
+                _committed(game.spool)
+                deployed.kill()
+                deployed.start()
+            finals.append(game.final())
+
+    assert finals[0] == finals[1] != undisturbed
 
 
 def _committed(spool: Path) -> None:

@@ -117,19 +117,20 @@ def test_a_name_is_for_ever(deployed: Deployment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "complaint"),
+    ("setting", "complaint"),
     [
-        (flare.StrategySettings(name="magic"), "is called 'magic'; installed: "),
+        ("strategy.name=magic", "is called 'magic'; installed: "),
         (
-            flare.StrategySettings(name="fedadam", settings={"tau": 0}),
+            "strategy={name='fedadam', settings={tau=0}}",
             r"'fedadam': .*> 0.0 - at `strategy.settings.tau`; its settings are learn",
         ),
+        ("aggregation.name=median", "'median' needs at least 3 updates in each round"),
     ],
 )
 def test_a_plan_that_cannot_be_played_makes_no_run(
-    strategy: flare.StrategySettings, complaint: str, deployed: Deployment
+    setting: str, complaint: str, deployed: Deployment
 ) -> None:
-    strange = flare.Plan(rounds=1, strategy=strategy)
+    strange = flare.Plan(rounds=1).with_setting(setting)
 
     with pytest.raises(flare.RequestDeniedError, match=complaint):
         deployed.create("one", strange)
