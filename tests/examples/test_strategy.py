@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from averaging import Averaging
 from flare_core import Aggregation, ConfigurationError, Strategy, StrategySettings
-from flare_core.federation import STRATEGIES, Choice
+from flare_core.federation import AGGREGATIONS, STRATEGIES, Choice
 from flare_core.management._strategies import installed
 from flare_core.management.cli import app
 from packages import Install
@@ -70,6 +70,7 @@ def test_its_settings_are_checked(lion: Callable[..., StrategySettings]) -> None
     ("page", "choice"),
     [
         ("choose-a-strategy", STRATEGIES),
+        ("hold-out-against-bad-sites", AGGREGATIONS),
     ],
     ids=str,
 )
