@@ -11,6 +11,7 @@ from flare_core.federation._admission import (
     weighted_mean,
 )
 from flare_core.federation._aggregation import Aggregation, Cohort, Mean, Shares
+from flare_core.federation._bulyan import Bulyan
 from flare_core.federation._choice import AGGREGATIONS, STRATEGIES, Choice, chosen
 from flare_core.federation._clipping import CentredClipping, NormBounding
 from flare_core.federation._combining import Combining, combining
@@ -28,6 +29,7 @@ __all__ = [
     "AGGREGATIONS",
     "STRATEGIES",
     "Aggregation",
+    "Bulyan",
     "CentredClipping",
     "Choice",
     "Cohort",

@@ -30,8 +30,8 @@ class _Krum(Aggregation, frozen=True):
     def share(self, cohort: Cohort) -> Shares:
         """Take those with the least scores, all alike; of equal ones the first."""
         num_updates = len(cohort.updates)
-        scores = _scores(_squared_distances(cohort.products), self.hostile)
-        chosen = np.argsort(scores, kind="stable")[: self._num_chosen(num_updates)]
+        found = scores(squared_distances(cohort.products), self.hostile)
+        chosen = np.argsort(found, kind="stable")[: self._num_chosen(num_updates)]
         weights = np.zeros(num_updates)
         weights[chosen] = 1
         return Shares(weights.tolist())
@@ -85,7 +85,7 @@ class MultiKrum(_Krum, frozen=True):
         return self.chosen or num_updates - self.hostile
 
 
-def _squared_distances(products: Array) -> Array:
+def squared_distances(products: Array) -> Array:
     """Return those of each two updates; infinite ones of those that are too long."""
     squares = np.diagonal(products)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -93,9 +93,16 @@ def _squared_distances(products: Array) -> Array:
     return np.where(np.isfinite(distances), np.maximum(distances, 0), np.inf)
 
 
-def _scores(distances: Array, num_hostile: int) -> Array:
+def scores(distances: Array, num_hostile: int) -> Array:
+    """Return the sum of the squared distances from each update to the nearest ones.
+
+    Args:
+        distances: The squares, of each two.
+        num_hostile: How many may be hostile; f in the paper.
+    """
     others = distances.copy()
     np.fill_diagonal(others, np.inf)  # the last one of its row
     others.sort(axis=1)
-    scores: Array = others[:, : len(others) - num_hostile - 2].sum(axis=1)
-    return scores
+    num_near = max(1, len(others) - num_hostile - 2)
+    sums: Array = others[:, :num_near].sum(axis=1)
+    return sums

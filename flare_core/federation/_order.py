@@ -41,7 +41,7 @@ class Median(Aggregation, frozen=True):
         def middle(rows: Array) -> Array:
             return (rows[:, low] + rows[:, high]) / 2
 
-        return _by_element(part, values, middle)
+        return by_element(part, values, middle)
 
 
 @final
@@ -76,16 +76,21 @@ class TrimmedMean(Aggregation, frozen=True):
             mean: Array = rows[:, left].sum(axis=1) / (left.stop - left.start)
             return mean
 
-        return _by_element(part, values, trimmed)
+        return by_element(part, values, trimmed)
 
 
-def _by_element(
+def by_element(
     part: Part, values: Sequence[Array], of: Callable[[Array], Array]
 ) -> Array:
     """Return what a function makes of the values of each element, in order, as a row.
 
-    Of complex numbers both parts are looked at, each by itself.  The more updates
-    there are, the fewer rows at a time: the memory is the same.
+    The more updates there are, the fewer rows at a time: the memory is the same.
+
+    Args:
+        part: Which elements.
+        values: Those of each update.
+        of: Gets a sorted row of float64 for each; of complex numbers two, as both parts
+            are looked at, each by itself.
     """
     wide = accumulator_dtype(DTYPES[part.spec.dtype])
     made: Array = np.empty(part.stop - part.start, wide)

@@ -15,6 +15,7 @@ from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import file_bytes, mapped, pack, unpack, write_file
 from flare_core.federation import (
+    Bulyan,
     CentredClipping,
     FedAvg,
     GeometricMedian,
@@ -24,9 +25,10 @@ from flare_core.federation import (
     TrimmedMean,
 )
 
-_NUM_SITES = 5
+_NUM_SITES = 7
 _MODEL_BYTES = 24_000_000
 _RULES = [
+    Bulyan(),
     Median(),
     TrimmedMean(),
     Krum(),

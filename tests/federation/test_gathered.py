@@ -14,6 +14,7 @@ from flare_core import Aggregation, ModelState, TensorClass
 from flare_core._model import Array
 from flare_core.application._worker import Worker
 from flare_core.federation import (
+    Bulyan,
     CentredClipping,
     Each,
     FedAdam,
@@ -29,6 +30,7 @@ from flare_core.federation import (
 from flare_core.federation._fold import PART_ELEMENTS
 
 _BOUNDED = [
+    Bulyan(),
     Median(),
     TrimmedMean(hostile=2),
     TrimmedMean(hostile=3),
