@@ -118,7 +118,20 @@ class FedProx(_Settings, frozen=True, tag_field="name", tag="fedprox"):
     mu: Annotated[float, msgspec.Meta(ge=0)] = 0.01
 
 
-Local: TypeAlias = Plain | FedProx
+class Scaffold(_Settings, frozen=True, tag_field="name", tag="scaffold"):
+    r"""Sites correct each gradient by what theirs differs from that of all.
+
+    A site adds :math:`c - c_i` to its gradients.  After :math:`K` steps of rate
+    :math:`\eta`, its control becomes :math:`c_i - c + (x - y_i) / (K \eta)`, and the
+    one of all, :math:`c`, moves by the mean of what the controls of the sites moved, a
+    site that is missing by nothing (Karimireddy et al., ICML 2020, Algorithm 1, option
+    II, https://arxiv.org/abs/1910.06378).  That is for plain SGD.  All sites count
+    alike: what is found is the minimum of the mean of their losses, however many
+    examples each has.
+    """
+
+
+Local: TypeAlias = Plain | FedProx | Scaffold
 _AT_THE_SITES = {"fedprox", "scaffold", "feddyn", "ditto"}
 """Known as federated algorithms, and yet no server's."""
 
@@ -175,11 +188,14 @@ class Admission(_Settings, frozen=True):
         most_examples: Most examples that a site can have seen in a round.
         most_norm: Longest step that an update may take: the L2 norm of what it changes
             in the floating parameters of the global model that its round started from.
+        most_control: The same of the controls that a site sends beside them, where the
+            plan has some: of the size of a gradient.
     """
 
     most_refusals: Count = 3
     most_examples: Count | None = None
     most_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    most_control: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
 class Encoding(_Settings, frozen=True):
@@ -236,6 +252,21 @@ class Plan(_Settings, frozen=True):
     select: Select | None = None
     optimizer_state: OptimizerState | None = None
     keep_updates: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.local, Scaffold):
+            return
+        for setting, given in (
+            ("selection.newcomers", self.selection.newcomers),
+            ("round.late_weight", self.round.late_weight is not None),
+        ):
+            if given:
+                msg = (
+                    f"local.name = 'scaffold' and {setting} do not go together: its "
+                    "controls are of a fixed number of sites, each in the round that "
+                    f"it trained; leave {setting} away"
+                )
+                raise ValueError(msg)
 
     @property
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from flare_core import (
     Layout,
     ModelState,
     Plan,
+    Selection,
     Strategy,
     TensorClass,
 )
@@ -70,6 +71,7 @@ class Averaging:
         first: The model that is started from.
         rule: What combines the updates; by default their mean.
         each: Shares the parts among threads.
+        num_sites: Sites of the run.
     """
 
     def __init__(
@@ -79,12 +81,15 @@ class Averaging:
         first: Mapping[str, npt.ArrayLike],
         each: Each = map,
         rule: Aggregation | None = None,
+        *,
+        num_sites: int = 1,
     ) -> None:
         model = ModelState(first)
         self._number = 0
+        plan = Plan(rounds=1, selection=Selection(sites=num_sites))
         self._new = partial(
             Aggregator,
-            Plan(rounds=1),
+            plan,
             model.layout,
             strategy=strategy,
             rule=rule or Mean(),

@@ -2,7 +2,7 @@
 
 from flare_adapters._torch._batch import num_examples
 from flare_adapters._torch._checkpoint import random_state, set_random_state
-from flare_adapters._torch._correction import refuse_deepspeed
+from flare_adapters._torch._local import refuse_deepspeed
 from flare_adapters._torch._metrics import scalars
 from flare_adapters._torch._options import Options, options
 from flare_adapters._torch._select import members

@@ -1,21 +1,45 @@
 """Terms that a plan adds to the gradients at the sites."""
 
-from collections.abc import Iterable
-from typing import Protocol, final
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import final
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flare_core import FedProx, Local, UnsupportedError
+from flare_core import UnsupportedError
 
 
-class GradientCorrection(Protocol):
-    """Changes the gradients right before each optimizer step, and nothing else."""
+class GradientCorrection:
+    """Changes the gradients right before each optimizer step, and nothing else.
 
-    def round_started(self, parameters: Iterable[Tensor]) -> None:
-        """Note the trainable parameters, which hold the global model now."""
-        ...
+    It is the site's own, on each rank of it.  This one changes nothing: what a class
+    does not define, need not be done.
+
+    Attributes:
+        corrects: Whether `adjust` does anything.
+    """
+
+    corrects = True
+
+    def beside(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take the parameters that are trained and exchanged, by name on the wire.
+
+        Returns:
+            What is exchanged beside them, by name on the wire.  The tensors are filled
+            with what comes of the server before a round starts, and what they hold
+            when it is over leaves.
+        """
+        del parameters
+        return {}
+
+    def round_started(self, counted: int | None) -> None:
+        """Begin a round: the parameters hold the global model now.
+
+        Args:
+            counted: The last round that the site's update counted in, as
+                `flare_core.GlobalModel` has it.
+        """
 
     def adjust(self, optimizer: Optimizer, scale: Tensor | float = 1.0) -> None:
         """Correct the gradients, in place.
@@ -26,82 +50,49 @@ class GradientCorrection(Protocol):
             scale: What the gradients are multiplied by, if a fused optimizer has not
                 unscaled them yet.
         """
-        ...
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Note that an optimizer has stepped; its gradients are still there."""
+
+    def round_ended(self, round_number: int) -> None:
+        """End a round: the parameters hold the local model now."""
+
+    def save(self, path: Path) -> None:
+        """Write down what the site keeps from round to round, when one has ended."""
+
+    def restore(self, path: Path) -> None:
+        """Go back to what was written down."""
 
 
 @final
-class Proximal:
-    r"""Adds the gradient of :math:`\frac{\mu}{2}\|w - w_t\|^2`, see `FedProx`.
+class NoCorrection(GradientCorrection):
+    """The plan adds nothing."""
+
+    corrects = False
+
+
+def gradients(
+    optimizer: Optimizer, known: Collection[int], setting: str
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the gradients that a step is about to use, by the parameter's id.
 
     Args:
-        mu: Weight of the proximal term.
-    """
-
-    def __init__(self, mu: float) -> None:
-        self._mu = mu
-        self._anchors: list[tuple[Tensor, Tensor]] = []
-
-    @torch.no_grad()
-    def round_started(self, parameters: Iterable[Tensor]) -> None:
-        """Keep a copy of the global model, in the memory of the one before."""
-        kept = {id(one): anchor for one, anchor in self._anchors}
-        self._anchors = [
-            (one, kept[id(one)].copy_(one) if id(one) in kept else one.clone())
-            for one in parameters
-        ]
-
-    @torch.no_grad()
-    def adjust(self, optimizer: Optimizer, scale: Tensor | float = 1.0) -> None:
-        """Pull each parameter that is about to step towards the global model.
-
-        Raises:
-            UnsupportedError: If a gradient is sparse: the pull is not.
-        """
-        stepping = _parameters(optimizer)
-        for parameter, anchor in self._anchors:
-            if id(parameter) not in stepping or parameter.grad is None:
-                continue
-            if parameter.grad.is_sparse:
-                msg = (
-                    f"local.mu = {self._mu:g} cannot correct the sparse gradient of "
-                    f"a parameter of shape {tuple(parameter.shape)}: expected dense "
-                    "ones, e.g. Embedding(sparse=False), or local.mu = 0"
-                )
-                raise UnsupportedError(msg)
-            pull = (parameter.detach() - anchor) * scale
-            parameter.grad.add_(pull, alpha=self._mu)
-
-
-def correction(local: Local) -> GradientCorrection | None:
-    """Return what the plan adds to the sites' gradients, if anything."""
-    match local:
-        case FedProx(mu=mu) if mu > 0:
-            return Proximal(mu)
-        case _:
-            return None
-
-
-def refuse_deepspeed(local: Local) -> None:
-    """Raise: under DeepSpeed neither weights nor gradients are what they seem.
-
-    It trains master weights of its own and steps inside ``backward``.
+        optimizer: Whose step it is.
+        known: The ids of the parameters that are looked for.
+        setting: What corrects them, for the error.
 
     Raises:
-        UnsupportedError: Always.
+        UnsupportedError: If one is sparse: what is added is not.
     """
-    instead = "expected another engine (DDP, FSDP2)"
-    if correction(local) is not None:
-        msg = (
-            f"the plan's {local} corrects gradients before each optimizer step, but "
-            f"DeepSpeed steps inside backward(): {instead}"
-        )
-        raise UnsupportedError(msg)
-    msg = (
-        "DeepSpeed keeps master weights of its own, which overwrite the global model "
-        f"at the next step: {instead}"
-    )
-    raise UnsupportedError(msg)
-
-
-def _parameters(optimizer: Optimizer) -> set[int]:
-    return {id(one) for group in optimizer.param_groups for one in group["params"]}
+    for group in optimizer.param_groups:
+        for one in group["params"]:
+            if id(one) not in known or one.grad is None:
+                continue
+            if one.grad.is_sparse:
+                msg = (
+                    f"{setting} cannot correct the sparse gradient of a parameter of "
+                    f"shape {tuple(one.shape)}: expected dense ones, e.g. "
+                    'Embedding(sparse=False), or local.name = "none"'
+                )
+                raise UnsupportedError(msg)
+            yield id(one), one.grad

@@ -31,6 +31,7 @@ class Member:
             module without parameters, such as the class weights of a loss, may be a
             site's own.
         batch_norm: Whether it belongs to a BatchNorm layer.
+        control: Whether it is no part of the model, but exchanged beside it.
     """
 
     tensor: Tensor
@@ -38,10 +39,13 @@ class Member:
     trained: bool
     frozen: bool
     batch_norm: bool
+    control: bool = False
 
     @property
     def kind(self) -> TensorClass:
         """Its class in the federation; integers are always counters."""
+        if self.control:
+            return TensorClass.CONTROL
         if not (self.tensor.is_floating_point() or self.tensor.is_complex()):
             return TensorClass.COUNTER
         return TensorClass.PARAMETER if self.parameter else TensorClass.BUFFER
@@ -71,6 +75,11 @@ def members(model: nn.Module) -> dict[str, Member]:
             seen.add(id(member.tensor))
             found[name] = member
     return found
+
+
+def control(tensor: Tensor) -> Member:
+    """Return what is exchanged beside a model."""
+    return Member(tensor, False, False, False, False, control=True)
 
 
 def choose(

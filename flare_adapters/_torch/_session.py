@@ -16,18 +16,14 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flare_adapters._torch._checkpoint import (
-    RoundCheckpoint,
-    Trained,
-    keep_random,
-    restore_random,
-)
-from flare_adapters._torch._correction import correction
+from flare_adapters._torch._checkpoint import Trained
 from flare_adapters._torch._host import Host
+from flare_adapters._torch._kept import KeptRounds
+from flare_adapters._torch._local import correction
 from flare_adapters._torch._metrics import scalars
 from flare_adapters._torch._options import Options
 from flare_adapters._torch._ranks import Ranks
-from flare_adapters._torch._select import Member, choose, members
+from flare_adapters._torch._select import Member, choose, control, members
 from flare_adapters._torch._state import (
     fingerprint,
     frozen,
@@ -49,7 +45,6 @@ from flare_core import (
     Proposal,
     Schedule,
     Site,
-    UnsupportedError,
     Update,
     connect,
     site,
@@ -68,8 +63,6 @@ class LocalSession:
     Attributes:
         round_number: The round being played.
         final: Whether the final global model is loaded.
-        trained: The last round that an earlier process of this site has trained, and
-            that this one goes on from; None if there is none.
         base: Names of what is frozen and stays: as the script makes it, always.
     """
 
@@ -80,8 +73,9 @@ class LocalSession:
         self._host = Host()
         self._link: Link | None = None
         self.plan, self._run = self._ranks.from_first(self._plan)
-        self._checkpoint = self._kept_in()
-        self.trained: Trained | None = self._ranks.from_first(self._found)
+        self._kept = KeptRounds(
+            self._site, self._run, self.plan.fingerprint, self._ranks
+        )
         self._options = options.under(self.plan)
         self._correction = correction(self.plan.local)
         self._members: dict[str, Member] = {}
@@ -131,20 +125,28 @@ class LocalSession:
         return done >= self.schedule.length
 
     @property
+    def trained(self) -> Trained | None:
+        """The last round that an earlier process of this site has trained.
+
+        This one goes on from it; None if there is none.
+        """
+        return self._kept.trained
+
+    @property
     def trained_path(self) -> Path:
         """The folder with what the framework saved of the round in `trained`."""
-        assert self._checkpoint is not None  # noqa: S101 - there is a round
-        return self._checkpoint.path
+        assert self._kept.path is not None  # noqa: S101 - there is a round
+        return self._kept.path
 
     @property
     def recovers(self) -> bool:
         """Whether rounds are saved, so that a restart goes on where this one was."""
-        return self._checkpoint is not None
+        return self._kept.path is not None
 
     @property
     def corrects_gradients(self) -> bool:
         """Whether `adjust_gradients` does anything."""
-        return self._correction is not None
+        return self._correction.corrects
 
     def join(
         self,
@@ -177,6 +179,9 @@ class LocalSession:
         shared = {n: one for n, one in self._members.items() if n not in private}
         self._chosen = choose(shared, self._options.select, names=names)
         self.base = frozen(shared, self._chosen)
+        self._add_controls()
+        if self.trained is not None:
+            self._kept.restore(self._correction)
         proposal = Proposal(
             weights=gather(self._members, self._chosen, self._ranks, self._host),
             base=fingerprint(self._members, self.base),
@@ -190,7 +195,7 @@ class LocalSession:
         update = self._update(self.trained, proposal.weights)
         self._load(lambda link: link.resume(proposal, update))
         self._reset(optimizers)
-        restore_random(self.trained_path / self._random_file)
+        self._kept.restore_random()
 
     def saw(
         self, num_examples: int | Tensor, loss: Tensor | float | None = None
@@ -219,8 +224,12 @@ class LocalSession:
             optimizer: The one that steps.
             scale: What the gradients are multiplied by, if they still are.
         """
-        if self._correction is not None and not self.final:
+        if not self.final:
             self._correction.adjust(optimizer, 1.0 if scale is None else scale)
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Tell the correction that an optimizer has stepped; right after it has."""
+        self._correction.stepped(optimizer)
 
     def evaluated(self, metrics: Mapping[str, Any]) -> None:
         """Take the framework's validation metrics, if they are the global model's."""
@@ -245,6 +254,7 @@ class LocalSession:
             UnsupportedError: If what was frozen when the run began is trained now.
         """
         refuse_thawed(self._members, self.base)
+        self._correction.round_ended(self.round_number)
         trained = Trained(
             run=self._run,
             plan=self.plan.fingerprint,
@@ -254,8 +264,8 @@ class LocalSession:
             metrics=self._ranks.mean(scalars(self._training_loss())),
             global_metrics=self._ranks.mean(self._global_metrics),
         )
-        if save is not None and self._checkpoint is not None:
-            self._save(self._checkpoint, trained, save)
+        if save is not None:
+            self._kept.save(trained, self._correction, save)
         weights = gather(self._members, self._chosen, self._ranks, self._host)
         update = self._update(trained, weights)
         self._load(lambda link: link.exchange(update))
@@ -288,28 +298,6 @@ class LocalSession:
         self._link = connect(self._site)
         return self._link.plan(), self._link.run
 
-    def _kept_in(self) -> RoundCheckpoint | None:
-        """Return where rounds are saved; a simulated site is never started again."""
-        if not self._site.server_key:
-            return None
-        name = f"checkpoint-{self._site.name}-{self._run}"
-        return RoundCheckpoint(Path(self._site.folder or ".", name))
-
-    def _found(self) -> Trained | None:
-        if self._checkpoint is None:
-            return None
-        found = self._checkpoint.found(run=self._run, plan=self.plan.fingerprint)
-        if found is not None:
-            _log.warning(
-                "site %r goes on after round %d of run %r, which it has trained; "
-                "remove %s to begin anew",
-                self._site.name,
-                found.round_number,
-                self._run,
-                self._checkpoint.path,
-            )
-        return found
-
     def _update(self, trained: Trained, weights: ModelState) -> Update:
         return Update(
             site=self._site.name,
@@ -321,56 +309,37 @@ class LocalSession:
             global_metrics=trained.global_metrics,
         )
 
-    def _save(
-        self,
-        checkpoint: RoundCheckpoint,
-        trained: Trained,
-        save: Callable[[Path], object],
-    ) -> None:
-        """Save the round, on all ranks, before anything of it leaves."""
-        folder = self._ranks.from_first(checkpoint.begin)
-        try:
-            save(folder)
-        except UnsupportedError as exc:
-            _log.warning(
-                "round %d is not saved, and would be trained anew: %s",
-                trained.round_number,
-                exc,
-            )
-            return
-        keep_random(folder / self._random_file)
-        self._ranks.together()
-        self._ranks.from_first(lambda: checkpoint.finish(trained))
-
     def _reset(self, optimizers: Iterable[Optimizer]) -> None:
         if self._options.optimizer_state == "reset":
             for optimizer in optimizers:
                 optimizer.state.clear()
 
-    @property
-    def _random_file(self) -> str:
-        return f"random-{self._ranks.number}.json"
-
     def _load(self, ask: Callable[[Link], GlobalModel]) -> None:
         """Ask the server on the first rank; load its answer on all."""
         received: list[GlobalModel] = []
 
-        def asked() -> tuple[int, bool]:
+        def asked() -> tuple[int, bool, int | None]:
             assert self._link is not None  # noqa: S101 - the first rank has opened it
             model = ask(self._link)
             received.append(model)
-            return model.round_number, model.final
+            return model.round_number, model.final, model.counted
 
-        self.round_number, self.final = self._ranks.from_first(asked)
+        self.round_number, self.final, counted = self._ranks.from_first(asked)
         weights = received[0].weights if received else ModelState({})
         scatter(weights, self._members, self._chosen, self._ranks)
         self._epochs = self._examples = self._num_losses = 0
         self._loss = 0.0
         self._step_at_load = self._step
         self._global_metrics = {}
-        if self._correction is not None and not self.final:
-            names = self._chosen.values()
-            self._correction.round_started(trainable(self._members, names))
+        if not self.final:
+            self._correction.round_started(counted)
+
+    def _add_controls(self) -> None:
+        """Exchange what the plan's correction sends beside the model."""
+        parameters = trainable(self._members, self._chosen)
+        for wire, tensor in self._correction.beside(parameters).items():
+            self._members[wire] = control(tensor)
+            self._chosen[wire] = wire
 
     def _training_loss(self) -> dict[str, float]:
         if not self._num_losses:
@@ -382,8 +351,8 @@ class LocalSession:
         atexit.unregister(self._abandon)
         if self._link is not None:
             self._link.leave(metrics, reason=reason, failed=failed)
-            if self.final and self._checkpoint is not None:
-                self._checkpoint.remove()
+            if self.final:
+                self._kept.remove()
 
     def _abandon(self) -> None:
         """The interpreter ends and nobody has said good-bye."""

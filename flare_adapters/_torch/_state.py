@@ -139,13 +139,13 @@ def fingerprint(found: Members, names: Iterable[str]) -> str:
     return sha256.hexdigest()
 
 
-def trainable(found: Members, names: Iterable[str]) -> list[Tensor]:
-    """Return the parameters among these that training changes."""
-    return [
-        found[name].tensor
-        for name in names
+def trainable(found: Members, chosen: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the chosen parameters that training changes, by name on the wire."""
+    return {
+        wire: found[name].tensor
+        for wire, name in chosen.items()
         if found[name].parameter and found[name].trained
-    ]
+    }
 
 
 def _whole(tensor: Tensor) -> Tensor:

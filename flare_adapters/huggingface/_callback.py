@@ -248,12 +248,16 @@ class FLCallback(TrainerCallback):
             # unscaled unless fused, and clipped: the Trainer has no hook before that
             session.adjust_gradients(inner, getattr(inner, "grad_scale", None))
 
+        def stepped(inner: Optimizer, *_: Any) -> None:
+            session.stepped(inner)
+
         self._tally = Tally(args, model)
         self._hooks.append(
             model.register_forward_hook(self._tally.see, with_kwargs=True)
         )
         if session.corrects_gradients:
             self._hooks.append(optimizer.register_step_pre_hook(correct))
+            self._hooks.append(optimizer.register_step_post_hook(stepped))
 
     def _unhook(self) -> None:
         while self._hooks:

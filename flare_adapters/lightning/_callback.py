@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from flare_adapters._torch import LocalSession, num_examples, options
 from flare_adapters.lightning._loop import (
@@ -65,6 +66,7 @@ class FLCallback(Callback):
         self._horizon = ""
         self._epoch_seen = -1
         self._cannot_count = False
+        self._hooks: list[RemovableHandle] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get the plan, and set the length of the fit to it."""
@@ -104,6 +106,7 @@ class FLCallback(Callback):
         del pl_module
         if self._session is None or self._recovery is None:
             return
+        self._hook(self._session, trainer)
         epochs, steps = trainer.current_epoch, trainer.global_step
         self._session.at_step(steps)
         if self._recovery.resumes:
@@ -169,6 +172,7 @@ class FLCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave; if the run is not over, say so."""
         del pl_module
+        self._unhook()
         if self._session is not None:
             stopped = trainer.should_stop
             why = "was stopped (EarlyStopping, max_time, …)" if stopped else "ended"
@@ -179,8 +183,24 @@ class FLCallback(Callback):
     ) -> None:
         """Tell the server, so that nobody waits for this site."""
         del trainer, pl_module
+        self._unhook()
         if self._session is not None:
             self._session.fail(exception)
+
+    def _hook(self, session: LocalSession, trainer: Trainer) -> None:
+        """Learn of each step that is taken: mixed precision skips some."""
+
+        def stepped(optimizer: Optimizer, *_: Any) -> None:
+            session.stepped(optimizer)
+
+        if session.corrects_gradients:
+            self._hooks = [
+                one.register_step_post_hook(stepped) for one in trainer.optimizers
+            ]
+
+    def _unhook(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def _set_length(self, trainer: Trainer) -> None:
         if self._session is None or self._recovery is None or trainer.fast_dev_run:

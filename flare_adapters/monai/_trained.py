@@ -69,6 +69,7 @@ class StepHooks:
             self._stepped.append(optimizer)
             self._num_steps += 1
             session.at_step(self._num_steps)
+            session.stepped(optimizer)
 
         self._num_steps = 0
         for optimizer in optimizers:

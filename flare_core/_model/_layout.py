@@ -25,6 +25,9 @@ class TensorClass(StrEnum):
     """A floating buffer such as a BatchNorm statistic: averaged, never optimised."""
     COUNTER = "counter"
     """An integer, such as ``num_batches_tracked``: the maximum, type kept."""
+    CONTROL = "control"
+    """What gradients are corrected by, such as SCAFFOLD's: averaged over all sites of
+    the run, each alike."""
     LOCAL = "local"
     """Never leaves its site."""
 

@@ -20,11 +20,14 @@ class GlobalModel:
             number of rounds played.
         weights: Its values.
         final: Whether no round follows: load it and stop.
+        counted: The last round that an update of this site counted in, -1 if none did;
+            None if that is not known.
     """
 
     round_number: int
     weights: ModelState
     final: bool = False
+    counted: int | None = None
 
 
 @final

@@ -145,7 +145,12 @@ class Aggregator:
 
     def _none_yet(self) -> Combining:
         return combining(
-            self._rule, self._strategy, self._layout, self._memory, self._each
+            self._rule,
+            self._strategy,
+            self._layout,
+            self._memory,
+            self._each,
+            num_sites=self._plan.selection.sites,
         )
 
     def _moments(self, before: Publication, number: int) -> Moments | None:

@@ -45,11 +45,21 @@ class ModelEntry(
         round: The round that starts from it, or the number of rounds played.
         blake3: Hash of its file, and the file's name.
         buffers: Of the first one: the tensors that are buffers, which no file says.
+        controls: Of the first one: the tensors that are controls.
     """
 
     round: int
     blake3: _Hash
     buffers: list[str] = []
+    controls: list[str] = []
+
+    @property
+    def classes(self) -> dict[str, TensorClass]:
+        """Class of each tensor that is no parameter, and no counter, by name."""
+        return {
+            **dict.fromkeys(self.buffers, TensorClass.BUFFER),
+            **dict.fromkeys(self.controls, TensorClass.CONTROL),
+        }
 
 
 class UpdateEntry(
@@ -178,8 +188,13 @@ class Archive:
         with self._room():
             self._link(path, digest)
         kinds = layout.classes.items() if number == 0 else ()
-        buffers = [name for name, kind in kinds if kind is TensorClass.BUFFER]
-        self._append([ModelEntry(round=number, blake3=digest, buffers=buffers)])
+        entry = ModelEntry(
+            round=number,
+            blake3=digest,
+            buffers=[name for name, kind in kinds if kind is TensorClass.BUFFER],
+            controls=[name for name, kind in kinds if kind is TensorClass.CONTROL],
+        )
+        self._append([entry])
 
     def _found(self, number: int) -> list[Entry]:
         """Return what is in the index; what was being written may be torn."""

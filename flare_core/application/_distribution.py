@@ -1,12 +1,12 @@
 """Hands the global model out, to each site as often as it asks."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias, final
 
 from flare_core.application._publication import Publication
 from flare_core.application._round_report import RoundReport
-from flare_core.communication import Chunk, ToSite, Want
+from flare_core.communication import INITIAL, Chunk, ToSite, Want
 
 _log = logging.getLogger(__name__)
 Send: TypeAlias = Callable[[str, ToSite | Chunk], None]
@@ -21,6 +21,7 @@ class Distribution:
         model: It.
         number: Of the round that it starts, or of the rounds played.
         final: Whether no round follows.
+        counted: The last round that an update of each site counted in.
         send: How to reach a site.
         report: Told of what was sent.
     """
@@ -31,18 +32,21 @@ class Distribution:
         number: int,
         *,
         final: bool,
+        counted: Mapping[str, int],
         send: Send,
         report: RoundReport,
     ) -> None:
         self._model = model
         self._number = number
         self._final = final
+        self._counted = counted
         self._send = send
         self._report = report
 
     def announce(self, site: str) -> None:
         """Tell a site of it."""
-        start = self._model.start(self._number, final=self._final)
+        counted = self._counted.get(site, INITIAL)
+        start = self._model.start(self._number, final=self._final, counted=counted)
         self._report.sent(site, len(start.short))
         self._send(site, start)
 

@@ -26,6 +26,7 @@ class Lobby:
         present: The sites that have joined and not left.
         gone: Those who are not here any more, or were refused, and why.
         refusals: How often something was refused, of each site of which it was.
+        counted: The last round that an update of each site counted in.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -37,6 +38,7 @@ class Lobby:
         self.present: set[str] = set()
         self.gone: dict[str, str] = {}
         self.refusals: dict[str, int] = {}
+        self.counted: dict[str, int] = {}
 
     @property
     def full(self) -> bool:

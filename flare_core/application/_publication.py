@@ -100,8 +100,8 @@ class Publication:
         """What a site takes of it that has the model before."""
         return (self.delta or self.model).num_bytes
 
-    def start(self, round_number: int, *, final: bool) -> Start:
-        """Return the message that tells of it."""
+    def start(self, round_number: int, *, final: bool, counted: int) -> Start:
+        """Return the message that tells a site of it."""
         delta = self.delta and Delta(
             base=self.base, stream=self.delta.stream, num_bytes=self.delta.num_bytes
         )
@@ -112,6 +112,7 @@ class Publication:
             final=final,
             delta=delta,
             short=self.model.short,
+            counted=counted,
         )
 
     def chunks(self, want: Want) -> Iterator[Chunk] | None:

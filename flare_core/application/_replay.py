@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import final
 
 from flare_core._errors import ConfigurationError, ProtocolError
-from flare_core._model import Layout, ModelState, TensorClass
+from flare_core._model import Layout, ModelState
 from flare_core._plan import Plan
 from flare_core.application._aggregator import Aggregator
 from flare_core.application._archive import (
@@ -104,8 +104,7 @@ class _Kept:
                 self.models[entry.round] = entry
             else:
                 self._updates.setdefault(entry.round, []).append(entry)
-        buffers = self.models[0].buffers if 0 in self.models else []
-        self._classes = dict.fromkeys(buffers, TensorClass.BUFFER)
+        self._classes = self.models[0].classes if 0 in self.models else {}
 
     def updates(self, number: int) -> list[UpdateEntry]:
         """Return the updates of a round, in the order of the fold."""

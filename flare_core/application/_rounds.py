@@ -327,6 +327,7 @@ class Rounds:
         self.weights = current.num_examples
         record = self._report.record(self.weights, error_down=outcome.error)
         number, weights = current.number, self.weights
+        self._lobby.counted |= dict.fromkeys(weights, number)
         self._ledger.keep(
             lambda archive: archive.keep_updates(number, weights),
             partial(self._publish, outcome, number + 1, record),
@@ -370,6 +371,7 @@ class Rounds:
             model,
             number,
             final=self.finished,
+            counted=self._lobby.counted,
             send=self._send,
             report=self._report,
         )

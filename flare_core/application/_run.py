@@ -154,6 +154,7 @@ class Run:
         if kept.number is None:
             self._opening.advance()
             return
+        self.lobby.counted |= kept.counted
         self.result = Result(rounds=max(0, kept.number - 1), blake3=kept.blake3)
         self._observer(RunTakenUp(kept.number, kept.records))
         self._rounds.resume(kept, self.lobby.joined[self.lobby.opener].layout)

@@ -91,6 +91,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
         record: Of the round before, if it has to be put on record yet.
         records: Of the rounds before that are on record, in order.
         updates: Those of the round that are in.
+        counted: The last round that an update of each site counted in.
     """
 
     sites: Mapping[str, Standing]
@@ -101,6 +102,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     record: RoundRecord | None
     records: list[RoundRecord]
     updates: list[KeptUpdate]
+    counted: dict[str, int]
 
     @property
     def cohort(self) -> set[str]:
@@ -293,6 +295,7 @@ class RunStore:
             record=played[-1][1] if played and not blake3 else None,
             records=[one for known, one in played if known and one is not None],
             updates=self._updates(),
+            counted={site: one.round for _, one in played if one for site in one.sites},
         )
 
     def _updates(self) -> list[KeptUpdate]:

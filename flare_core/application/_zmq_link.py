@@ -277,7 +277,10 @@ class ZmqLink:
         if start.final:
             self._edge.ended()
         return GlobalModel(
-            round_number=start.round_number, weights=weights, final=start.final
+            round_number=start.round_number,
+            weights=weights,
+            final=start.final,
+            counted=start.counted,
         )
 
     def _received(self, start: Start) -> memoryview | ToSite:

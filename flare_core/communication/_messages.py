@@ -249,6 +249,8 @@ class Start(_Message, frozen=True):
         final: Whether the run is over.
         delta: A shorter way to it.
         short: All bytes of the stream, if they are so few that asking takes longer.
+        counted: The last round that an update of this site counted in; `INITIAL` if
+            none did.
     """
 
     round_number: int
@@ -257,6 +259,7 @@ class Start(_Message, frozen=True):
     final: bool = False
     delta: Delta | None = None
     short: Short = b""
+    counted: int = INITIAL
 
 
 class Refused(_Message, frozen=True):

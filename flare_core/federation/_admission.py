@@ -96,7 +96,12 @@ def inadmissible(
     return (
         _implausible(update, admission)
         or unfit(update.site, update.weights, current.layout)
-        or _too_far(update, current, admission)
+        or _too_far(
+            update, current, TensorClass.PARAMETER, "most_norm", admission.most_norm
+        )
+        or _too_far(
+            update, current, TensorClass.CONTROL, "most_control", admission.most_control
+        )
     )
 
 
@@ -123,27 +128,26 @@ def _implausible(update: Update, admission: Admission) -> Refusal | None:
 
 
 def _too_far(
-    update: Update, current: ModelState, admission: Admission
+    update: Update,
+    current: ModelState,
+    kind: TensorClass,
+    setting: str,
+    most: float | None,
 ) -> Refusal | None:
-    if admission.most_norm is None:
+    if most is None:
         return None
-    parameters = [
-        spec.name
-        for spec in current.layout.tensors
-        if spec.kind is TensorClass.PARAMETER
-    ]
+    names = [spec.name for spec in current.layout.tensors if spec.kind is kind]
     squares = {
-        name: squared_distance(update.weights[name], current[name])
-        for name in parameters
+        name: squared_distance(update.weights[name], current[name]) for name in names
     }
     norm = math.sqrt(math.fsum(squares.values()))
-    if norm <= admission.most_norm:
+    if norm <= most:
         return None
     longest = max(squares, key=lambda name: squares[name])
     return _update_refusal(
         update.site,
         f"L2 norm of the update, most of it in tensor {longest!r}",
-        f"at most {admission.most_norm:g} (admission.most_norm in the plan)",
+        f"at most {most:g} (admission.{setting} in the plan)",
         f"{norm:g}",
         "its local training went astray: lower the learning rate, or raise the bound",
     )

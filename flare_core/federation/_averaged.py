@@ -21,6 +21,7 @@ class Averaged:
         strategy: Weighs the updates.
         memory: Returns writable memory of so many bytes, for the sums.
         each: Shares the parts among the cores.
+        num_sites: Sites of the run.
     """
 
     def __init__(
@@ -29,12 +30,15 @@ class Averaged:
         strategy: Strategy,
         memory: Callable[[int], memoryview],
         each: Each,
+        *,
+        num_sites: int,
     ) -> None:
         self._strategy = strategy
         self._each = each
         self._fold = Fold(layout, memory)
         self._updates: list[Contribution] = []
         self._reach = 1.0
+        self._num_sites = num_sites
 
     def add(
         self, weights: ModelState, update: Contribution, before: ModelState
@@ -55,12 +59,22 @@ class Averaged:
 
     def of(self, part: Part, centre: Centre) -> Array:
         """Return the mean, or what is as far from the centre as it is to go."""
-        mean = self._fold.mean(part)
-        if part.spec.kind is not TensorClass.PARAMETER or self._reach == 1:
+        mean, reach = self._fold.mean(part), self._reach_of(part.spec.kind)
+        if reach == 1:
             return mean
         start = centre(part)
-        reached: Array = start + self._reach * (mean - start)
+        reached: Array = start + reach * (mean - start)
         return reached
+
+    def _reach_of(self, kind: TensorClass) -> float:
+        """Return how far to go; who is missing leaves a control where it is."""
+        match kind:
+            case TensorClass.PARAMETER:
+                return self._reach
+            case TensorClass.CONTROL:
+                return self._fold.num_updates / self._num_sites
+            case _:
+                return 1.0
 
     def _squared_norm(self, weights: ModelState, before: ModelState) -> float:
         def squares(batch: Sequence[Part]) -> list[float]:

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar, cast, final
 import msgspec
 
 from flare_core._errors import ConfigurationError
-from flare_core._plan import AggregationSettings, Plan, StrategySettings
+from flare_core._plan import AggregationSettings, Plan, Scaffold, StrategySettings
 from flare_core._plugins import plugin
 from flare_core.federation._aggregation import Aggregation, Mean
 from flare_core.federation._strategy import Strategy
@@ -83,6 +83,11 @@ def chosen(plan: Plan) -> tuple[Strategy, Aggregation]:
 
 def _unfit(plan: Plan, strategy: Strategy, rule: Aggregation) -> str:
     """Return what an aggregation has against a plan; empty if it is nothing."""
+    if isinstance(plan.local, Scaffold):
+        return (
+            "does not go with local.name = 'scaffold', whose controls are right as "
+            "the mean of those of all sites only: leave one of the two out"
+        )
     least = plan.selection.least
     if least < rule.least:
         return (

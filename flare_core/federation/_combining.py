@@ -55,6 +55,8 @@ def combining(
     layout: Layout,
     memory: Callable[[int], memoryview],
     each: Each,
+    *,
+    num_sites: int,
 ) -> Combining:
     """Return what takes the updates of one round.
 
@@ -64,7 +66,8 @@ def combining(
         layout: Of the global model.
         memory: Returns writable memory of so many bytes, for sums.
         each: Shares the parts among the cores.
+        num_sites: Sites of the run.
     """
     if isinstance(rule, Mean):
-        return Averaged(layout, strategy, memory, each)
+        return Averaged(layout, strategy, memory, each, num_sites=num_sites)
     return Gathered(layout, rule, each)

@@ -75,7 +75,7 @@ class Fold:
     needs no memory for sums.
 
     Parameters may have weights :math:`w_k` of their own instead; buffers have
-    :math:`n_k` in any case.
+    :math:`n_k` in any case, and controls are averaged each alike.
 
     Args:
         layout: Layout of the global model; every update must have it.
@@ -115,7 +115,7 @@ class Fold:
             weight: That of its parameters, if it is another one; not below 0.
         """
         of_parameters = num_examples if weight is None else weight
-        self._waiting.append((weights, _Weight(of_parameters, num_examples)))
+        self._waiting.append((weights, _Weight(of_parameters, num_examples, 1)))
         self.num_updates += 1
         if len(self._waiting) > _MOST_WAITING:
             self._fold(*self._waiting.pop(0), each)
@@ -157,10 +157,23 @@ class _Weight:
 
     parameters: float = 0
     buffers: float = 0
+    controls: float = 0
 
     def of(self, spec: TensorSpec) -> float:
-        parameter = spec.kind is TensorClass.PARAMETER
-        return self.parameters if parameter else self.buffers
+        match spec.kind:
+            case TensorClass.PARAMETER:
+                return self.parameters
+            case TensorClass.CONTROL:
+                return self.controls
+            case _:
+                return self.buffers
+
+    def plus(self, other: "_Weight") -> "_Weight":
+        return _Weight(
+            self.parameters + other.parameters,
+            self.buffers + other.buffers,
+            self.controls + other.controls,
+        )
 
 
 @final
@@ -172,9 +185,7 @@ class _Count:
     total: _Weight = _Weight()
 
     def plus(self, weight: _Weight) -> "_Count":
-        parameters = self.total.parameters + weight.parameters
-        buffers = self.total.buffers + weight.buffers
-        return _Count(self.updates + 1, _Weight(parameters, buffers))
+        return _Count(self.updates + 1, self.total.plus(weight))
 
 
 def weighted(part: Part, values: Sequence[Array], weights: Sequence[float]) -> Array:
@@ -186,7 +197,7 @@ def weighted(part: Part, values: Sequence[Array], weights: Sequence[float]) -> A
         weights: That of each.
     """
     total: Array = np.empty(part.stop - part.start, _sum_dtype(part.spec))
-    both = [_Weight(weight, weight) for weight in weights]
+    both = [_Weight(weight, weight, weight) for weight in weights]
     return _mean(part, total, _Count(), list(zip(values, both, strict=True)))
 
 

@@ -1,17 +1,21 @@
 """What tests of all adapters share: sites in threads, and what a run has left."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flare_core import ModelState
+from flare_core import ModelState, Plan, Scaffold, TensorClass
 from flare_core.application import ManifestEntry, Published, RoundPlayed, RoundRecord
 from support import RunningServer
+
+Array = npt.NDArray[Any]
 
 
 def together(*acts: Callable[[], Any]) -> list[BaseException | None]:
@@ -28,6 +32,15 @@ def models(server: RunningServer) -> list[ModelState]:
 def records(server: RunningServer) -> list[RoundRecord]:
     """Return the record of each round."""
     return [one.record for one in server.events if isinstance(one, RoundPlayed)]
+
+
+def proposed(weights: Mapping[str, Array], plan: Plan) -> ModelState:
+    """Return what a site brings that has no framework: with SCAFFOLD, controls too."""
+    if not isinstance(plan.local, Scaffold):
+        return ModelState(weights)
+    controls = {f"scaffold:{name}": np.zeros_like(weights[name]) for name in weights}
+    classes = dict.fromkeys(controls, TensorClass.CONTROL)
+    return ModelState({**weights, **controls}, classes=classes)
 
 
 def manifest(file: Path) -> list[ManifestEntry]:

@@ -23,7 +23,7 @@ from flare_adapters._torch import LocalSession, options
 from flare_adapters.huggingface._peft import names_on_wire
 from flare_adapters.huggingface._recovery import saves_rounds
 from flare_adapters.huggingface._saved import load_weights, read_loop
-from flare_core import ConfigurationError, Plan, Schedule, Selection
+from flare_core import ConfigurationError, Plan, Scaffold, Schedule, Selection
 from flare_core.management._unchanged import adapted
 from site_scripts import WAIT_S
 
@@ -36,6 +36,7 @@ PLANS = {
         optimizer_state="reset",
     ),
 }
+PLANS["scaffold"] = msgspec.structs.replace(PLANS["steps"], local=Scaffold())
 Trace: TypeAlias = list[list[Any]]
 pytestmark = pytest.mark.timeout(200)  # a process imports the frameworks
 
@@ -80,7 +81,7 @@ class Torn:
         deployed: The server.
         scripts: Starts what the site runs.
         pool: Has a thread for the other site.
-        kind: What its rounds are: epochs or steps.
+        kind: Of its plan, in `PLANS`.
         says: What its script says of the federation.
         folder: Where its script writes; it gives its name to the run.
     """
@@ -99,10 +100,11 @@ class Torn:
         self._folder, self._run = folder, folder.name
         deployed.create(self._run, PLANS[kind])
         site = deployed.site("torn", self._run)
-        self._arguments = [site, folder, kind, says]
+        rounds = "steps" if kind == "scaffold" else kind
+        self._arguments = [site, folder, rounds, says]
         folder.mkdir()
         os.mkfifo(folder / "gate")
-        model = script.net(kind)  # not in a thread: it sets the seed of all
+        model = script.net(rounds)  # not in a thread: it sets the seed of all
         self._other = pool.submit(
             wander, deployed.site("wanderer", self._run), model, PLANS[kind]
         )
@@ -152,7 +154,7 @@ class Torn:
 
 
 Start: TypeAlias = Callable[[str, str, str], Torn]
-"""Starts a run, by its name, what its rounds are, and what the script says."""
+"""Starts a run, by its name, the kind of its plan, and what the script says."""
 
 
 def wander(file: Path, model: nn.Module, plan: Plan) -> None:
@@ -247,6 +249,18 @@ def test_rounds_of_steps_of_a_script_that_says_nothing(start: Start) -> None:
 
     assert_taken_up(whole, last, steps[8])
     assert last[-1] == whole[-1]
+    assert torn.blake3() == calm.blake3()
+
+
+def test_what_scaffold_keeps_goes_on(start: Start) -> None:
+    calm, torn = (start(run, "scaffold", "callback") for run in ("calm", "torn"))
+    calm.ends()
+
+    torn.dies("saved")
+    torn.dies("step 5")
+    torn.dies("saved")
+    torn.ends()
+
     assert torn.blake3() == calm.blake3()
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 import flare_core as flare
 from adapters.lightning_runs import Net, data, fit
 from adapters.scripts import lightning_killed
+from adapters.sites import proposed
 from deployed import Deployment, deployment
 from flare_adapters.lightning import FLCallback
 from flare_core.management._unchanged import adapted
@@ -52,6 +53,7 @@ class Played:
         kills: Where the script is ended, one after the other.
         arguments: The script's.
         silent: Whether it says nothing of a federation.
+        local: What the sites add to their training.
     """
 
     def __init__(
@@ -60,12 +62,18 @@ class Played:
         kills: Iterable[Kill] = (),
         *arguments: str,
         silent: bool = False,
+        local: flare.Local | None = None,
     ) -> None:
         with deployment() as deployed, ThreadPoolExecutor() as pool:
             for name in ("a", "b"):
                 deployed.member(name)
             selection = flare.Selection(sites=2)
-            plan = flare.Plan(rounds=ROUNDS, schedule=schedule, selection=selection)
+            plan = flare.Plan(
+                rounds=ROUNDS,
+                schedule=schedule,
+                selection=selection,
+                local=local or flare.Plain(),
+            )
             deployed.create("run", plan)
             beside = pool.submit(_beside, deployed.site("b", "run"))
             self._play(deployed, kills, arguments, silent=silent)
@@ -122,15 +130,15 @@ def _beside(file: Path) -> None:
     net = lightning_killed.Net(file)
     weights = {name: one.numpy() for name, one in net.state_dict().items()}
     link = flare.connect(flare.site(file))
-    schedule = link.plan().schedule
-    proposal = flare.Proposal(weights=flare.ModelState(weights), schedule=schedule)
+    plan = link.plan()
+    proposal = flare.Proposal(weights=proposed(weights, plan), schedule=plan.schedule)
     model = link.join(proposal)
     while not model.final:
         found = {name: one * np.float32(0.9) for name, one in model.weights.items()}
         update = flare.Update(
             site="b",
             round_number=model.round_number,
-            weights=flare.ModelState(found),
+            weights=flare.ModelState(found, classes=model.weights.layout.classes),
             num_examples=7,
         )
         model = link.exchange(update)
@@ -198,6 +206,16 @@ def test_rounds_of_steps_go_on_in_the_middle_of_an_epoch(
     assert steps(killed.logs) == [0, 5, 5, 11]
     starts(killed.logs, undisturbed.result().logs[0])
     assert "last.ckpt') is not used" in killed.said[1]  # what the script resumes from
+
+
+def test_what_scaffold_keeps_goes_on(pool: ThreadPoolExecutor) -> None:
+    undisturbed = pool.submit(Played, STEPS, local=flare.Scaffold())
+    kills = [kill("saved-1"), kill("step-7"), kill("saved-3")]
+
+    killed = Played(STEPS, kills, local=flare.Scaffold())
+
+    assert killed.blake3 == undisturbed.result().blake3
+    assert killed.end == undisturbed.result().end
 
 
 def test_a_script_that_says_nothing_goes_on(by_epochs: Future[Played]) -> None:

@@ -18,11 +18,15 @@ import torch
 from ignite.engine import DeterministicEngine, Engine, Events
 
 from adapters.scripts.ignite_site import net, rows, train
+from adapters.sites import proposed
 from deployed import Deployment, deployment
 from flare_core import (
+    Local,
     ModelState,
+    Plain,
     Plan,
     Proposal,
+    Scaffold,
     Schedule,
     Selection,
     Update,
@@ -68,11 +72,12 @@ def deployed(pool: ThreadPoolExecutor) -> Iterator[Deployment]:
 def play_other(file: Path, schedule: Schedule) -> None:
     """Play the part of the other site, so that no global model is the local one."""
     link = connect(site(file))
-    link.plan()
-    model = link.join(Proposal(weights=ModelState(INITIAL), schedule=schedule))
+    weights = proposed(INITIAL, link.plan())
+    classes = weights.layout.classes
+    model = link.join(Proposal(weights=weights, schedule=schedule))
     while not model.final:
         moved = {name: array + 0.25 for name, array in model.weights.items()}
-        weights, number = ModelState(moved), model.round_number
+        weights, number = ModelState(moved, classes=classes), model.round_number
         model = link.exchange(
             Update(site="b", round_number=number, weights=weights, num_examples=7)
         )
@@ -226,28 +231,32 @@ KILLED_IN_STEPS = [
     ("iteration-6", signal.SIGKILL),  # in an epoch's middle, as the round before ended
     ("saved-20", signal.SIGKILL),  # when all is trained
 ]
+KILLED_LATE = [("iteration-14", signal.SIGKILL)]  # when a site has a control
 
 
 @pytest.mark.parametrize(
-    ("schedule", "ends", "twice"),
+    ("schedule", "local", "ends", "twice"),
     [
         (
             Schedule(every_n_epochs=1),
+            Plain(),
             KILLED_IN_EPOCHS,
             # with the ends of rounds, which are played again by handlers
             [1, 2, 3, 6, 7, 8, 18, 19, 20, 21],
         ),
-        (Schedule(every_n_steps=1), KILLED_IN_STEPS, [4, 5, 6]),
+        (Schedule(every_n_steps=1), Plain(), KILLED_IN_STEPS, [4, 5, 6]),
+        (Schedule(every_n_steps=1), Scaffold(), KILLED_LATE, [12, 13, 14]),
     ],
-    ids=["epochs", "steps"],
+    ids=["epochs", "steps", "scaffold"],
 )
 def test_a_site_that_is_killed_goes_on_where_it_was(
     schedule: Schedule,
+    local: Local,
     ends: Sequence[tuple[str, signal.Signals]],
     twice: Sequence[int],
     runs: Runs,
 ) -> None:
-    plan = Plan(rounds=5, schedule=schedule, selection=Selection(sites=2))
+    plan = Plan(rounds=5, schedule=schedule, local=local, selection=Selection(sites=2))
     said = []
 
     def killed(file: Path, folder: Path) -> None:

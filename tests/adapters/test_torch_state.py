@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from flare_adapters._torch._correction import Proximal
 from flare_adapters._torch._host import Host
 from flare_adapters._torch._metrics import scalars
+from flare_adapters._torch._proximal import Proximal
 from flare_adapters._torch._ranks import Ranks
 from flare_adapters._torch._select import _matches, choose, members
 from flare_adapters._torch._state import fingerprint, frozen, gather, scatter, stays
@@ -161,7 +161,8 @@ def test_metrics_that_are_no_numbers_are_left_out() -> None:
 def test_fedprox_refuses_a_sparse_gradient() -> None:
     words = nn.Embedding(4, 2, sparse=True)
     term = Proximal(0.1)
-    term.round_started(words.parameters())
+    term.beside({"words": words.weight})
+    term.round_started(None)
     words(torch.tensor([1])).sum().backward()
 
     with pytest.raises(UnsupportedError, match=r"mu = 0.1 .*sparse.*\(4, 2\)"):
@@ -171,7 +172,8 @@ def test_fedprox_refuses_a_sparse_gradient() -> None:
 def test_fedprox_pulls_as_hard_as_the_gradients_are_scaled() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
     term = Proximal(0.5)
-    term.round_started([weight])
+    term.beside({"weight": weight})
+    term.round_started(None)
     weight.data.fill_(3.0)
     weight.grad = torch.tensor([8.0])
 
@@ -183,9 +185,10 @@ def test_fedprox_pulls_as_hard_as_the_gradients_are_scaled() -> None:
 def test_fedprox_pulls_towards_the_global_model_of_the_round() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
     term = Proximal(0.5)
-    term.round_started([weight])
+    term.beside({"weight": weight})
+    term.round_started(None)
     weight.data.fill_(3.0)
-    term.round_started([weight])
+    term.round_started(None)
     weight.data.fill_(7.0)
     weight.grad = torch.zeros(1)
 
@@ -199,7 +202,8 @@ def test_fedprox_ends_between_the_optimum_of_the_site_and_the_global_model() -> 
     weight = nn.Parameter(torch.tensor([start], dtype=torch.float64))
     optimizer = torch.optim.SGD([weight], lr=0.05)
     term = Proximal(mu)
-    term.round_started([weight])
+    term.beside({"weight": weight})
+    term.round_started(None)
 
     for _ in range(500):
         optimizer.zero_grad()

@@ -72,6 +72,7 @@ def played(
         shared: bool = False,
         strategy: str = "fedavg",
         aggregation: flare.AggregationSettings | None = None,
+        model: Callable[[int], flare.ModelState] = _model,
     ) -> Run:
         what = flare.Plan(
             rounds=3,
@@ -88,7 +89,7 @@ def played(
             pool.submit(
                 play,
                 site_file(name, server.endpoint, spool=spool),
-                _model(num_bytes),
+                model(num_bytes),
                 _train(name),
             )
             for name in SITES
@@ -110,6 +111,13 @@ def _model(num_bytes: int) -> flare.ModelState:
         "count": np.int64(3),
     }
     return flare.ModelState(arrays, classes={"running": flare.TensorClass.BUFFER})
+
+
+def _with_control(num_bytes: int) -> flare.ModelState:
+    found = _model(num_bytes)
+    control = np.zeros(num_bytes // 8, np.float32)
+    classes = {**found.layout.classes, "control": flare.TensorClass.CONTROL}
+    return flare.ModelState({**found, "control": control}, classes=classes)
 
 
 def _train(site: str) -> Callable[[flare.ClientRound], Local]:
@@ -138,6 +146,12 @@ def test_every_model_is_derived_again_bit_for_bit(
     assert [one.blake3 for one in again] == [one.blake3 for one in run.records]
     assert len({one.blake3 for one in again}) == len(again)
     assert len(list((run.folder / FOLDER).iterdir())) == 4 + 3 * 3
+
+
+def test_controls_are_derived_again_too(played: Played) -> None:
+    run = played(4 * SHORT_BYTES, strategy="fedadam", model=_with_control)
+
+    assert run.partings() == [(), (), ()]
 
 
 @pytest.mark.parametrize("strategy", ["fedavgm", "fedadam", "diloco"])

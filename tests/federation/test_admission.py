@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from flare_core import DTYPES, Layout, ModelState, TensorClass, Update
+from flare_core import DTYPES, Admission, Layout, ModelState, TensorClass, Update
 from flare_core.federation import (
     differing_bases,
     differing_layouts,
@@ -21,6 +21,22 @@ def _update(weights: ModelState, num_examples: int = 1) -> Update:
 
 def _layouts(other: ModelState) -> dict[str, Layout]:
     return {"b": other.layout, "a": MODEL.layout, "c": MODEL.layout}
+
+
+def test_a_control_that_goes_too_far_is_refused_by_name() -> None:
+    weights = {"w": np.zeros(2, "f4"), "c": np.zeros(2, "f4")}
+    classes = {"c": TensorClass.CONTROL}
+    current = ModelState(weights, classes=classes)
+    moved = ModelState(weights | {"c": np.asarray([3, 4], "f4")}, classes=classes)
+    most = Admission(most_norm=1, most_control=4.9)
+
+    refusal = inadmissible(_update(moved), current, most)
+
+    assert inadmissible(_update(moved), current, Admission(most_norm=1)) is None
+    assert refusal is not None
+    assert "most of it in tensor 'c'" in refusal.what
+    assert refusal.expected == "at most 4.9 (admission.most_control in the plan)"
+    assert refusal.got == "5"
 
 
 def test_equal_layouts_are_accepted() -> None:

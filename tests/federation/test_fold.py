@@ -178,6 +178,18 @@ def test_floating_buffers_are_averaged_and_stay_buffers() -> None:
     assert mean.layout == a.layout
 
 
+def test_controls_are_averaged_each_alike_and_stay_controls() -> None:
+    kinds = {"control": TensorClass.CONTROL}
+    a = ModelState({"control": np.asarray([0, 2], np.float32)}, classes=kinds)
+    b = ModelState({"control": np.asarray([4, 2], np.float32)}, classes=kinds)
+    c = ModelState({"control": np.asarray([2, 5], np.float32)}, classes=kinds)
+
+    mean = _mean((a, 3), (b, 1), (c, 9))
+
+    assert mean["control"].tolist() == [2, 3]
+    assert mean.layout == a.layout
+
+
 def test_fifty_float16_updates_are_within_half_a_unit_in_the_last_place() -> None:
     rng = np.random.default_rng(1)
     updates = rng.uniform(0.5, 1, size=(50, 1000)).astype(np.float16)
