@@ -131,7 +131,25 @@ class Scaffold(_Settings, frozen=True, tag_field="name", tag="scaffold"):
     """
 
 
-Local: TypeAlias = Plain | FedProx | Scaffold
+class FedDyn(_Settings, frozen=True, tag_field="name", tag="feddyn"):
+    r"""Sites minimise what has its minimum, in the end, where all of them have it.
+
+    It is :math:`f_i(w) - \langle h_i, w \rangle + \frac{\alpha}{2}\|w - x\|^2`, and
+    after a round that led to :math:`y_i` the site's :math:`h_i` becomes
+    :math:`h_i - \alpha (y_i - x)`: the gradient of its own loss there, if the round was
+    long enough (Acar et al., ICLR 2021, Algorithm 1,
+    https://arxiv.org/abs/2111.04263).  It has a half at the server, which takes the
+    place of a strategy.  All sites count alike, and all of them in every round.
+
+    Attributes:
+        alpha: How strongly sites are pulled to the global model.  The paper tries 0.001
+            to 0.1.
+    """
+
+    alpha: Annotated[float, msgspec.Meta(gt=0)] = 0.1
+
+
+Local: TypeAlias = Plain | FedProx | Scaffold | FedDyn
 _AT_THE_SITES = {"fedprox", "scaffold", "feddyn", "ditto"}
 """Known as federated algorithms, and yet no server's."""
 
@@ -254,17 +272,29 @@ class Plan(_Settings, frozen=True):
     keep_updates: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.local, Scaffold):
-            return
+        if isinstance(self.local, Scaffold | FedDyn):
+            self._check_that_sites_stay()
+        if isinstance(self.local, FedDyn) and self.strategy != StrategySettings():
+            msg = (
+                "local.name = 'feddyn' has a half at the server, in the place of a "
+                f"strategy: leave strategy.name = {self.strategy.name!r} away"
+            )
+            raise ValueError(msg)
+
+    def _check_that_sites_stay(self) -> None:
+        """Raise if sites may come, or miss a round, where that cannot be right."""
+        all_take_part = self.selection.least == self.selection.sites
+        name = _tag(type(self.local))
         for setting, given in (
             ("selection.newcomers", self.selection.newcomers),
             ("round.late_weight", self.round.late_weight is not None),
+            ("selection.quorum", isinstance(self.local, FedDyn) and not all_take_part),
         ):
             if given:
                 msg = (
-                    f"local.name = 'scaffold' and {setting} do not go together: its "
-                    "controls are of a fixed number of sites, each in the round that "
-                    f"it trained; leave {setting} away"
+                    f"local.name = {name!r} and {setting} do not go together: what it "
+                    "adds up is of a fixed number of sites, each in the round that it "
+                    f"trained; leave {setting} away"
                 )
                 raise ValueError(msg)
 

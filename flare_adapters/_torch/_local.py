@@ -1,9 +1,10 @@
 """What the plan's ``[local]`` means at a site."""
 
 from flare_adapters._torch._correction import GradientCorrection, NoCorrection
+from flare_adapters._torch._feddyn import Dynamic
 from flare_adapters._torch._proximal import Proximal
 from flare_adapters._torch._scaffold import Scaffold
-from flare_core import FedProx, Local, UnsupportedError
+from flare_core import FedDyn, FedProx, Local, UnsupportedError
 from flare_core import Scaffold as ScaffoldSettings
 
 
@@ -12,6 +13,8 @@ def correction(local: Local) -> GradientCorrection:
     match local:
         case FedProx(mu=mu) if mu > 0:
             return Proximal(mu)
+        case FedDyn(alpha=alpha):
+            return Dynamic(alpha)
         case ScaffoldSettings():
             return Scaffold()
         case _:

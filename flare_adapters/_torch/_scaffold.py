@@ -8,15 +8,14 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Optimizer
 
 from flare_adapters._torch._correction import GradientCorrection, gradients
-from flare_core import ConfigurationError, UnsupportedError
+from flare_adapters._torch._counted import Counted, zeros
 
 _log = logging.getLogger(__name__)
 _PREFIX = "scaffold:"
-_NONE = -1
+_SETTING = "local.name = 'scaffold'"
 
 
 @final
@@ -55,7 +54,7 @@ class Scaffold(GradientCorrection):
     def __init__(self) -> None:
         self._controls: dict[int, _Control] = {}
         self._names: dict[str, int] = {}
-        self._trained = self._counted = _NONE
+        self._counted = Counted(_SETTING)
         self._seen: set[int] = set()
 
     @torch.no_grad()
@@ -63,7 +62,7 @@ class Scaffold(GradientCorrection):
         """Begin with controls of zero; those of all are exchanged."""
         self._names = {name: id(one) for name, one in parameters.items()}
         self._controls = {
-            id(one): _Control(one, _zeros(one), _zeros(one), _zeros(one))
+            id(one): _Control(one, zeros(one), zeros(one), zeros(one))
             for one in parameters.values()
         }
         return {
@@ -73,35 +72,19 @@ class Scaffold(GradientCorrection):
 
     @torch.no_grad()
     def round_started(self, counted: int | None) -> None:
-        """Move the site's control if its update counted, and note the global model.
-
-        Raises:
-            UnsupportedError: If the link does not say what counted.
-            ConfigurationError: If an update counted that this site knows nothing of.
-        """
-        if counted is None:
-            msg = (
-                "local.name = 'scaffold' needs to know which updates counted, and this "
-                "link to the server does not say: expected the link 'zmq', or another "
-                "one that sets GlobalModel.counted"
-            )
-            raise UnsupportedError(msg)
-        if counted > max(self._trained, self._counted):
-            raise ConfigurationError(_lost(counted))
-        moves = counted == self._trained != self._counted
+        """Move the site's control if its update counted, and note the global model."""
+        moves = self._counted.round_started(counted)
         for one in self._controls.values():
             if moves:
                 one.own.add_(one.start)
             one.start.copy_(one.parameter)
             one.rate = 0.0
-        self._counted = counted
 
     @torch.no_grad()
     def adjust(self, optimizer: Optimizer, scale: Tensor | float = 1.0) -> None:
         """Correct the gradients that are about to be used."""
         self._warn_unless_plain(optimizer)
-        setting = "local.name = 'scaffold'"
-        for key, gradient in gradients(optimizer, self._controls, setting):
+        for key, gradient in gradients(optimizer, self._controls, _SETTING):
             one = self._controls[key]
             gradient.add_((one.shared - one.own) * scale)
 
@@ -126,39 +109,23 @@ class Scaffold(GradientCorrection):
                 mean = one.shared.clone()
             torch.sub(mean, one.shared, out=one.start)
             one.shared.copy_(mean)
-        self._trained = round_number
+        self._counted.round_ended(round_number)
 
     def save(self, path: Path) -> None:
-        """Write down the controls, and the round that they are of."""
-        tensors = {
-            f"{name}:{what}": _local(getattr(self._controls[key], what))
+        """Write down the controls."""
+        self._counted.save(path, self._kept)
+
+    def restore(self, path: Path) -> None:
+        """Go back to what was written down."""
+        self._counted.restore(path, self._kept)
+
+    @property
+    def _kept(self) -> dict[str, Tensor]:
+        return {
+            f"{name}:{what}": getattr(self._controls[key], what)
             for name, key in self._names.items()
             for what in ("own", "shared", "start")
         }
-        numbers = {"trained": self._trained, "counted": self._counted}
-        torch.save({"numbers": numbers, "tensors": tensors}, path)
-
-    @torch.no_grad()
-    def restore(self, path: Path) -> None:
-        """Go back to what was written down.
-
-        Raises:
-            ConfigurationError: If that was another model's.
-        """
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            for name, key in self._names.items():
-                for what in ("own", "shared", "start"):
-                    kept = _local(getattr(self._controls[key], what))
-                    kept.copy_(saved["tensors"][f"{name}:{what}"])
-        except (OSError, KeyError, RuntimeError) as exc:
-            msg = (
-                f"round checkpoint {path}: expected the controls of this model, got "
-                f"{exc}; start the same script as before, with as many processes"
-            )
-            raise ConfigurationError(msg) from exc
-        self._trained = saved["numbers"]["trained"]
-        self._counted = saved["numbers"]["counted"]
 
     def _warn_unless_plain(self, optimizer: Optimizer) -> None:
         if id(optimizer) in self._seen:
@@ -170,25 +137,9 @@ class Scaffold(GradientCorrection):
         )
         if not plain:
             _log.warning(
-                "local.name = 'scaffold' is for plain SGD, and %s is something else: "
+                "%s is for plain SGD, and %s is something else: "
                 "its steps are no multiples of the gradients, so that the controls "
                 "are no mean gradients; expected torch.optim.SGD without momentum",
+                _SETTING,
                 type(optimizer).__name__,
             )
-
-
-def _zeros(parameter: Tensor) -> Tensor:
-    wide = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.zeros_like(parameter, dtype=wide, requires_grad=False)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _lost(counted: int) -> str:
-    return (
-        f"the update of this site counted in round {counted}, and the control that it "
-        "kept for SCAFFOLD is gone: without it no later round would be right; put the "
-        "folder of its round checkpoint back, or begin the run anew"
-    )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from flare_core._errors import ConfigurationError, PreflightPassed, RefusedError
 from flare_core._model import GlobalModel, Metrics, ModelState, Update, as_scalars
-from flare_core._plan import Plan, Scaffold
+from flare_core._plan import FedDyn, Plan, Scaffold
 from flare_core._site import site as read_site
 from flare_core.application._link import Proposal, connect
 
@@ -100,7 +100,7 @@ class Client:
         self._link = connect(self._site)
         try:
             self.plan: Plan = self._link.plan()
-            _refuse_scaffold(self.plan)
+            _refuse_what_adapters_do(self.plan)
             self._model = self._link.join(Proposal(weights=weights))
         except BaseException as exc:
             self._leave_because_of(exc)
@@ -175,17 +175,17 @@ def join(initial: Weights, *, site: str | PathLike[str] | None = None) -> Client
     return Client(initial, site=site)
 
 
-def _refuse_scaffold(plan: Plan) -> None:
+def _refuse_what_adapters_do(plan: Plan) -> None:
     """Raise if a site is to do what only the adapters can.
 
     Raises:
         ConfigurationError: If so: it would take part, and nothing be corrected.
     """
-    if isinstance(plan.local, Scaffold):
+    if isinstance(plan.local, Scaffold | FedDyn):
         msg = (
-            "the plan's local.name = 'scaffold' needs an adapter (Lightning, Hugging "
-            "Face, MONAI or Ignite), which corrects gradients and keeps a control at "
-            "the site; a loop written with flare_core.join sees none of them: expected "
+            f"the plan's {plan.local} needs an adapter (Lightning, Hugging Face, MONAI "
+            "or Ignite), which corrects gradients and keeps what it adds up at the "
+            "site; a loop written with flare_core.join would do neither: expected "
             "local.name = 'none' or 'fedprox'"
         )
         raise ConfigurationError(msg)

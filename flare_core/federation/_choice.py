@@ -6,9 +6,16 @@ from typing import Generic, TypeVar, cast, final
 import msgspec
 
 from flare_core._errors import ConfigurationError
-from flare_core._plan import AggregationSettings, Plan, Scaffold, StrategySettings
+from flare_core._plan import (
+    AggregationSettings,
+    FedDyn,
+    Plan,
+    Scaffold,
+    StrategySettings,
+)
 from flare_core._plugins import plugin
 from flare_core.federation._aggregation import Aggregation, Mean
+from flare_core.federation._dynamic import FedDynMean
 from flare_core.federation._strategy import Strategy
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -69,11 +76,15 @@ AGGREGATIONS = Choice("aggregation", "flare_core.aggregations", Aggregation)
 def chosen(plan: Plan) -> tuple[Strategy, Aggregation]:
     """Return the strategy and the aggregation that a plan names.
 
+    FedDyn has a half at the server, which takes the place of the strategy.
+
     Raises:
         ConfigurationError: If one is not there, or they do not go with each other or
             with the rest of the plan.
     """
     strategy, rule = STRATEGIES.of(plan.strategy), AGGREGATIONS.of(plan.aggregation)
+    if isinstance(plan.local, FedDyn):
+        strategy = FedDynMean()
     complaint = "" if isinstance(rule, Mean) else _unfit(plan, strategy, rule)
     if complaint:
         msg = f"aggregation {plan.aggregation.name!r} {complaint}"
@@ -83,10 +94,10 @@ def chosen(plan: Plan) -> tuple[Strategy, Aggregation]:
 
 def _unfit(plan: Plan, strategy: Strategy, rule: Aggregation) -> str:
     """Return what an aggregation has against a plan; empty if it is nothing."""
-    if isinstance(plan.local, Scaffold):
+    if isinstance(plan.local, Scaffold | FedDyn):
         return (
-            "does not go with local.name = 'scaffold', whose controls are right as "
-            "the mean of those of all sites only: leave one of the two out"
+            f"does not go with the plan's {plan.local}, which is right with the mean "
+            "of all sites only: leave one of the two out"
         )
     least = plan.selection.least
     if least < rule.least:

@@ -101,15 +101,16 @@ def test_what_controls_cannot_be_with_is_refused_in_the_plan(assignment: str) ->
         msgspec.structs.replace(plan, selection=flare.Selection(newcomers=True))
 
 
-def test_another_combination_than_the_mean_is_refused() -> None:
+@pytest.mark.parametrize("local", [SCAFFOLD, flare.FedDyn()])
+def test_another_combination_than_the_mean_is_refused(local: flare.Local) -> None:
     plan = flare.Plan(
         rounds=1,
-        local=SCAFFOLD,
+        local=local,
         selection=flare.Selection(sites=3),
         aggregation=flare.AggregationSettings(name="median"),
     )
 
-    with pytest.raises(flare.ConfigurationError, match=r"'median' does not go .*'scaf"):
+    with pytest.raises(flare.ConfigurationError, match="'median' does not go with"):
         chosen(plan)
 
 
