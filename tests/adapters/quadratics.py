@@ -42,11 +42,12 @@ class Quadratic(nn.Module):
     Args:
         index: Of the site.
         size: How many weights there are, all alike.
+        start: Where they start.
     """
 
-    def __init__(self, index: int, size: int = 1) -> None:
+    def __init__(self, index: int, size: int = 1, start: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(size, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.full([size], start, dtype=torch.float64))
         self._curvature, self._optimum = CURVATURES[index], OPTIMA[index]
 
     def forward(self) -> Tensor:
@@ -65,6 +66,7 @@ def play(
     at_start: Callable[[LocalSession], object] = lambda _: None,
     size: int = 1,
     prefix: str = "",
+    start: float = 0.0,
 ) -> None:
     """Play the part of a site with a loop of torch alone.
 
@@ -75,9 +77,10 @@ def play(
         at_start: Called when a global model is loaded.
         size: How many weights there are, all alike.
         prefix: What the other site's model calls this one.
+        start: Where the weights start.
     """
     session = LocalSession(options(file, None, None, "auto", "keep"))
-    model: nn.Module = Quadratic(index, size)
+    model: nn.Module = Quadratic(index, size, start)
     whole = nn.ModuleDict({prefix: model}) if prefix else model
     optimizer = optimizer_of(model)
     try:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adapters.quadratics import CURVATURES, FEDAVG, OPTIMA, play
 from adapters.sites import manifest, models, together
 from flare_adapters._torch import LocalSession, options
-from flare_core import Plan, Schedule, Select, Selection
+from flare_core import FedProx, Plan, Schedule, Select, Selection
+from support import RunServer, SiteFile
 
 ROUNDS = 3
 
@@ -79,3 +81,17 @@ def test_what_is_personal_never_leaves_and_all_else_is_the_same_bit_for_bit(
     for name in own - {"body.1.num_batches_tracked"}:  # they took equally many
         assert not torch.equal(found[0][name], found[1][name])
         assert not torch.equal(found[1][name], net().state_dict()[name])
+
+
+@pytest.mark.parametrize("pull", [0.0, 0.5, 15.0])
+def test_a_personal_model_after_the_run_is_the_minimum_that_ditto_has(
+    pull: float, run_server: RunServer, site_file: SiteFile
+) -> None:
+    after = Plan(rounds=1, schedule=Schedule(every_n_steps=400), local=FedProx(mu=pull))
+    server = run_server(after)
+
+    play(site_file("b", server.endpoint), 1, start=FEDAVG)
+
+    curvature, optimum = CURVATURES[1], OPTIMA[1]
+    expected = (curvature * optimum + pull * FEDAVG) / (curvature + pull)
+    assert models(server)[-1]["weight"][0] == pytest.approx(expected, abs=1e-12)
