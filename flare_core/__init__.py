@@ -28,6 +28,7 @@ from flare_core._errors import (
     UpdateError,
     Violation,
 )
+from flare_core._local import FedDyn, FedProx, Local, Plain, Scaffold
 from flare_core._model import (
     DTYPES,
     GlobalModel,
@@ -42,14 +43,9 @@ from flare_core._plan import (
     Admission,
     AggregationSettings,
     Encoding,
-    FedDyn,
-    FedProx,
-    Local,
     OptimizerState,
-    Plain,
     Plan,
     RoundPolicy,
-    Scaffold,
     Schedule,
     Select,
     Selection,

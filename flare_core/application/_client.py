@@ -8,8 +8,9 @@ from typing import Self, SupportsFloat, TypeAlias, final
 import numpy.typing as npt
 
 from flare_core._errors import ConfigurationError, PreflightPassed, RefusedError
+from flare_core._local import FedDyn, Scaffold
 from flare_core._model import GlobalModel, Metrics, ModelState, Update, as_scalars
-from flare_core._plan import FedDyn, Plan, Scaffold
+from flare_core._plan import Plan
 from flare_core._site import site as read_site
 from flare_core.application._link import Proposal, connect
 

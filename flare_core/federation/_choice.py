@@ -6,13 +6,8 @@ from typing import Generic, TypeVar, cast, final
 import msgspec
 
 from flare_core._errors import ConfigurationError
-from flare_core._plan import (
-    AggregationSettings,
-    FedDyn,
-    Plan,
-    Scaffold,
-    StrategySettings,
-)
+from flare_core._local import FedDyn, Scaffold
+from flare_core._plan import AggregationSettings, Plan, StrategySettings
 from flare_core._plugins import plugin
 from flare_core.federation._aggregation import Aggregation, Mean
 from flare_core.federation._dynamic import FedDynMean

@@ -16,10 +16,10 @@ from typing import final
 import msgspec
 from rich.table import Table
 
+from flare_core._local import Plain
 from flare_core._model import Metrics
 from flare_core._plan import (
     AggregationSettings,
-    Plain,
     Plan,
     Selection,
     StrategySettings,

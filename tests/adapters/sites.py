@@ -34,6 +34,13 @@ def records(server: RunningServer) -> list[RoundRecord]:
     return [one.record for one in server.events if isinstance(one, RoundPlayed)]
 
 
+def played(server: RunningServer, *acts: Callable[[], Any]) -> list[ModelState]:
+    """Run one site a thread, until the run is over; return the global models."""
+    assert together(*acts) == [None] * len(acts)
+    assert server.result().error == ""
+    return models(server)
+
+
 def proposed(weights: Mapping[str, Array], plan: Plan) -> ModelState:
     """Return what a site brings that has no framework: with SCAFFOLD, controls too."""
     if not isinstance(plan.local, Scaffold):

@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from adapters.quadratics import OPTIMUM, RATE, STEPS, Quadratic, plan, play
 from adapters.scripts.huggingface_site import arguments
-from adapters.sites import models, together
+from adapters.sites import played
 from flare_adapters.huggingface import FLCallback
 from flare_adapters.huggingface._loop import innermost
 from flare_core import Scaffold
@@ -34,9 +34,8 @@ def test_scaffold_ends_at_the_optimum_of_all(pair: Any, tmp_path: Path) -> None:
         callbacks=[FLCallback(files[0])],
     )
 
-    raised = together(trainer.train, lambda: play(files[1], 1))
+    *_, last = played(server, trainer.train, lambda: play(files[1], 1))
 
-    assert raised == [None, None]
-    assert models(server)[-1]["weight"][0] == pytest.approx(OPTIMUM, abs=1e-9)
-    assert trainer.model.weight.item() == models(server)[-1]["weight"][0]
+    assert last["weight"][0] == pytest.approx(OPTIMUM, abs=1e-9)
+    assert trainer.model.weight.item() == last["weight"][0]
     assert not innermost(trainer.optimizer)._optimizer_step_post_hooks

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from adapters.quadratics import OPTIMUM, STEPS, Quadratic, plan, play, sgd
 from adapters.scripts.lightning_site import trainer
-from adapters.sites import models, together
+from adapters.sites import played
 from flare_adapters.lightning import FLCallback
 from flare_core import Plan, Scaffold
 from support import RunServer, SiteFile
@@ -42,14 +42,14 @@ def test_scaffold_ends_at_the_optimum_of_all(pair: Any) -> None:
     net, callback = Site(), FLCallback(files[0])
     run = trainer(max_epochs=1, callbacks=[callback])
 
-    raised = together(
+    *_, last = played(
+        server,
         lambda: run.fit(net, DataLoader(torch.zeros(2 * STEPS), batch_size=1)),
         lambda: play(files[1], 1, prefix="quadratic"),
     )
 
-    assert raised == [None, None]
-    assert models(server)[-1]["quadratic.weight"][0] == pytest.approx(OPTIMUM, abs=1e-9)
-    assert net.quadratic.weight.item() == models(server)[-1]["quadratic.weight"][0]
+    assert last["quadratic.weight"][0] == pytest.approx(OPTIMUM, abs=1e-9)
+    assert net.quadratic.weight.item() == last["quadratic.weight"][0]
     assert not run.optimizers[0]._optimizer_step_post_hooks
 
 
@@ -77,9 +77,11 @@ def test_a_step_that_mixed_precision_skips_is_none(
     half = MixedPrecision("16-mixed", "cpu")
     callback = FLCallback(site_file("a", server.endpoint))
 
-    trainer(max_epochs=1, callbacks=[callback], plugins=[half]).fit(
-        net, DataLoader(torch.arange(3.0), batch_size=1)
+    run = trainer(max_epochs=1, callbacks=[callback], plugins=[half])
+
+    *_, last = played(
+        server, lambda: run.fit(net, DataLoader(torch.arange(3.0), batch_size=1))
     )
 
     assert net.weight.item() == -2 * 0.5 * 3
-    assert models(server)[-1]["scaffold:weight"].tolist() == [3.0]
+    assert last["scaffold:weight"].tolist() == [3.0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adapters.ignite_runs import FEATURES, loss_on
 from adapters.quadratics import OPTIMUM, STEPS, Quadratic, plan, play, sgd
-from adapters.sites import models, together
+from adapters.sites import played
 from flare_adapters.monai import FLHandler
 from flare_core import Local, Plain, Plan, Scaffold, Schedule
 from support import RunServer, SiteFile
@@ -30,13 +30,12 @@ def test_scaffold_ends_at_the_optimum_of_all(pair: Any) -> None:
     engine = Engine(step)
     FLHandler(files[0], network=network, optimizer=optimizer).attach(engine)
 
-    raised = together(
-        lambda: engine.run(torch.zeros(2 * STEPS)), lambda: play(files[1], 1)
+    *_, last = played(
+        server, lambda: engine.run(torch.zeros(2 * STEPS)), lambda: play(files[1], 1)
     )
 
-    assert raised == [None, None]
-    assert models(server)[-1]["weight"][0] == pytest.approx(OPTIMUM, abs=1e-9)
-    assert network.weight.item() == models(server)[-1]["weight"][0]
+    assert last["weight"][0] == pytest.approx(OPTIMUM, abs=1e-9)
+    assert network.weight.item() == last["weight"][0]
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -59,10 +58,11 @@ def test_a_step_that_mixed_precision_skips_is_none(
     engine = Engine(step)
     file = site_file("a", server.endpoint)
     FLHandler(file, network=network, optimizer=optimizer).attach(engine)
-    engine.run(torch.arange(3.0))
+
+    *_, last = played(server, lambda: engine.run(torch.arange(3.0)))
 
     assert network.weight.item() == -2 * 0.5 * 3
-    assert models(server)[-1]["scaffold:weight"].tolist() == [[3.0]]
+    assert last["scaffold:weight"].tolist() == [[3.0]]
 
 
 class Regression:
@@ -106,8 +106,8 @@ def test_a_regression_ends_at_the_optimum_where_averaging_does_not(
     server, files = pair(plan(local, rounds=400, schedule=Schedule(every_n_steps=20)))
     data = Regression()
 
-    raised = together(*(lambda i=i: data.play(files[i], i) for i in range(2)))
+    acts = [lambda i=i: data.play(files[i], i) for i in range(2)]
+    *_, last = played(server, *acts)
 
-    assert raised == [None, None]
-    found = torch.from_numpy(models(server)[-1]["weight"].copy())
+    found = torch.from_numpy(last["weight"].copy())
     assert least <= float((found - data.optimum).norm()) <= most

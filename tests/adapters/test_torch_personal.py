@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.quadratics import CURVATURES, FEDAVG, OPTIMA, play
-from adapters.sites import manifest, models, together
+from adapters.sites import manifest, played
 from flare_adapters._torch import LocalSession, options
 from flare_core import FedProx, Plan, Schedule, Select, Selection
 from support import RunServer, SiteFile
@@ -67,16 +67,16 @@ def test_what_is_personal_never_leaves_and_all_else_is_the_same_bit_for_bit(
     def site(index: int) -> None:
         found[index] = train(files[index], index, select)
 
-    assert together(lambda: site(0), lambda: site(1)) == [None, None]
+    *_, last = played(server, lambda: site(0), lambda: site(1))
 
     names = net().state_dict().keys()
     own = {name for name in names if personal(name)}
-    assert models(server)[-1].keys() == names - own
+    assert last.keys() == names - own
     for index, file in enumerate(files):
         left = [one for one in manifest(file) if one.round >= 0]
         assert {one.name for one in left} == names - own
         assert len(left) == ROUNDS * len(names - own)
-        for name, one in models(server)[-1].items():
+        for name, one in last.items():
             assert found[index][name].numpy().tobytes() == one.tobytes()
     for name in own - {"body.1.num_batches_tracked"}:  # they took equally many
         assert not torch.equal(found[0][name], found[1][name])
@@ -90,8 +90,9 @@ def test_a_personal_model_after_the_run_is_the_minimum_that_ditto_has(
     after = Plan(rounds=1, schedule=Schedule(every_n_steps=400), local=FedProx(mu=pull))
     server = run_server(after)
 
-    play(site_file("b", server.endpoint), 1, start=FEDAVG)
+    file = site_file("b", server.endpoint)
+    *_, last = played(server, lambda: play(file, 1, start=FEDAVG))
 
     curvature, optimum = CURVATURES[1], OPTIMA[1]
     expected = (curvature * optimum + pull * FEDAVG) / (curvature + pull)
-    assert models(server)[-1]["weight"][0] == pytest.approx(expected, abs=1e-12)
+    assert last["weight"][0] == pytest.approx(expected, abs=1e-12)

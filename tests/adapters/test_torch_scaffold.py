@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adapters.quadratics import FEDAVG, OPTIMUM, plan, play
-from adapters.sites import manifest, models, together
+from adapters.sites import manifest, models, played
 from flare_adapters._torch import LocalSession
 from flare_adapters._torch._scaffold import Scaffold
 from flare_adapters._torch._select import choose, members
@@ -30,12 +30,10 @@ from support import RunningServer
 CONTROL = "scaffold:weight"
 
 
-def _played(
-    pair: Any, settings: Plan, **played: Any
-) -> tuple[RunningServer, list[Path]]:
+def _played(pair: Any, settings: Plan, **told: Any) -> tuple[RunningServer, list[Path]]:
     server, files = pair(settings)
-    acts = [lambda i=i: play(files[i], i, **played) for i in range(2)]
-    assert together(*acts) == [None, None]
+    acts = [lambda i=i: play(files[i], i, **told) for i in range(2)]
+    played(server, *acts)
     return server, files
 
 
@@ -92,7 +90,7 @@ def test_a_site_whose_update_came_too_late_keeps_the_control_it_had(pair: Any) -
     )
     server, files = pair(settings)
     acts = [lambda i=i: play(files[i], i, at_start=train) for i in range(2)]
-    assert together(*acts) == [None, None]
+    played(server, *acts)
 
     assert {name: late.count(name) for name in "ab"} == {"a": 60, "b": 60}
     own.assert_mean_is([float(one[CONTROL].mean()) for one in models(server)[:-1]])

@@ -4,10 +4,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flare_core import Layout, ModelState, Plan, ProtocolError, Refusal, TensorSpec
+from flare_core._local import FedProx, Plain
 from flare_core._plan import (
     AggregationSettings,
-    FedProx,
-    Plain,
     Schedule,
     Selection,
     StrategySettings,
