@@ -19,6 +19,7 @@ from flare_core.federation._contribution import Contribution
 from flare_core.federation._fold import Each, Fold, Part, batches
 from flare_core.federation._geometric import GeometricMedian
 from flare_core.federation._krum import Krum, MultiKrum
+from flare_core.federation._low_rank import Factors, Losses, product_mean
 from flare_core.federation._momentum import DiLoCo, FedAvgM
 from flare_core.federation._order import Median, TrimmedMean
 from flare_core.federation._round import Round
@@ -37,6 +38,7 @@ __all__ = [
     "Contribution",
     "DiLoCo",
     "Each",
+    "Factors",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
@@ -46,6 +48,7 @@ __all__ = [
     "Fold",
     "GeometricMedian",
     "Krum",
+    "Losses",
     "Mean",
     "Median",
     "MultiKrum",
@@ -64,6 +67,7 @@ __all__ = [
     "differing_schedules",
     "inadmissible",
     "misfit",
+    "product_mean",
     "unfit",
     "weighted_mean",
 ]
