@@ -29,6 +29,7 @@ from flare_core._errors import (
     Violation,
 )
 from flare_core._local import FedDyn, FedProx, Local, Plain, Scaffold
+from flare_core._lora import Lora
 from flare_core._model import (
     DTYPES,
     GlobalModel,
@@ -95,6 +96,7 @@ __all__ = [
     "LayoutError",
     "Link",
     "Local",
+    "Lora",
     "Metrics",
     "ModelState",
     "OptimizerState",

@@ -8,6 +8,7 @@ from blake3 import blake3
 
 from flare_core._errors import ConfigurationError
 from flare_core._local import FedDyn, Local, Plain, Scaffold
+from flare_core._lora import Lora
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 OptimizerState: TypeAlias = Literal["keep", "reset"]
@@ -198,6 +199,7 @@ class Plan(_Settings, frozen=True):
         aggregation: How updates are combined.
         strategy: How the model is moved by what comes out.
         local: What sites add to their training, beside any strategy.
+        lora: How LoRA weights are combined, in models that have some.
         selection: Which sites take part.
         round: When a round ends that not all sites have answered.
         admission: What updates must keep to.
@@ -215,6 +217,7 @@ class Plan(_Settings, frozen=True):
     aggregation: AggregationSettings = AggregationSettings()
     strategy: StrategySettings = StrategySettings()
     local: Local = Plain()
+    lora: Lora = Lora()
     selection: Selection = Selection()
     round: RoundPolicy = RoundPolicy()
     admission: Admission = Admission()

@@ -23,7 +23,7 @@ from flare_core._model import Array, rounded_once
 from flare_core.application._aggregator import Aggregator
 from flare_core.application._spool import Spool
 from flare_core.communication import file_bytes, pack, write_file
-from flare_core.federation import Each, Fold, Mean, Part
+from flare_core.federation import Each, Fold, LoraReport, Mean, Part
 
 
 def mean_of(fold: Fold, layout: Layout) -> ModelState:
@@ -72,6 +72,7 @@ class Averaging:
         rule: What combines the updates; by default their mean.
         each: Shares the parts among threads.
         num_sites: Sites of the run.
+        plan: What is played; by default a round of these sites.
     """
 
     def __init__(
@@ -80,16 +81,17 @@ class Averaging:
         strategy: Strategy,
         first: Mapping[str, npt.ArrayLike],
         each: Each = map,
-        rule: Aggregation | None = None,
         *,
+        rule: Aggregation | None = None,
         num_sites: int = 1,
+        plan: Plan | None = None,
     ) -> None:
         model = ModelState(first)
         self._number = 0
-        plan = Plan(rounds=1, selection=Selection(sites=num_sites))
+        sites = Selection(sites=num_sites)
         self._new = partial(
             Aggregator,
-            plan,
+            plan or Plan(rounds=1, selection=sites),
             model.layout,
             strategy=strategy,
             rule=rule or Mean(),
@@ -105,6 +107,11 @@ class Averaging:
     def model(self) -> ModelState:
         """The global model."""
         return self._current.weights
+
+    @property
+    def lora(self) -> LoraReport | None:
+        """How its LoRA weights were combined."""
+        return self._current.lora
 
     def restart(self) -> None:
         """Go on with what is in the files, as another server would."""

@@ -29,7 +29,7 @@ def combined(
     """Return what comes out of one round that starts from zeros, or another model."""
     zeros = {name: np.zeros_like(one) for name, one in updates[0][0].items()}
     with tempfile.TemporaryDirectory() as folder:
-        rounds = Averaging(Path(folder), FedAvg(), first or zeros, each, rule)
+        rounds = Averaging(Path(folder), FedAvg(), first or zeros, each, rule=rule)
         return rounds.play(*updates)
 
 

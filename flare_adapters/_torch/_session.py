@@ -9,7 +9,7 @@ validation, and `leave` or `fail`.
 import atexit
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -17,22 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flare_adapters._torch._checkpoint import Trained
+from flare_adapters._torch._exchanged import Exchanged, Wire
 from flare_adapters._torch._host import Host
 from flare_adapters._torch._kept import KeptRounds
 from flare_adapters._torch._local import correction
 from flare_adapters._torch._metrics import scalars
 from flare_adapters._torch._options import Options
 from flare_adapters._torch._ranks import Ranks
-from flare_adapters._torch._select import Member, choose, control, members
-from flare_adapters._torch._state import (
-    fingerprint,
-    frozen,
-    gather,
-    refuse_thawed,
-    scatter,
-    stays,
-    trainable,
-)
 from flare_core import (
     FlareError,
     GlobalModel,
@@ -63,7 +54,6 @@ class LocalSession:
     Attributes:
         round_number: The round being played.
         final: Whether the final global model is loaded.
-        base: Names of what is frozen and stays: as the script makes it, always.
     """
 
     def __init__(self, options: Options) -> None:
@@ -78,9 +68,7 @@ class LocalSession:
         )
         self._options = options.under(self.plan)
         self._correction = correction(self.plan.local)
-        self._members: dict[str, Member] = {}
-        self._chosen: dict[str, str] = {}
-        self.base: list[str] = []
+        self._exchanged: Exchanged | None = None
         self.round_number = -1
         self.final = False
         self._epochs = self._step = self._step_at_load = 0
@@ -139,6 +127,11 @@ class LocalSession:
         return self._kept.path
 
     @property
+    def base(self) -> list[str]:
+        """Names of what is frozen and stays: as the script makes it, always."""
+        return self._of_model.base
+
+    @property
     def recovers(self) -> bool:
         """Whether rounds are saved, so that a restart goes on where this one was."""
         return self._kept.path is not None
@@ -154,8 +147,7 @@ class LocalSession:
         *,
         playable: float,
         horizon: str,
-        names: Mapping[str, str] | None = None,
-        private: Collection[str] = (),
+        wire: Wire | None = None,
         optimizers: Iterable[Optimizer] = (),
     ) -> None:
         """Propose the model, wait for all sites, and load the global model.
@@ -165,29 +157,34 @@ class LocalSession:
             playable: Epochs or steps that the script's loop will run, as the
                 schedule counts.
             horizon: The same in the script's words, e.g. ``max_epochs=10``.
-            names: Other names on the wire, by name in the model.
-            private: Names in the model of what is this site's own: it neither leaves
-                nor belongs to the base that all sites share.
+            wire: What is special about its tensors on the wire.
             optimizers: As for `exchange`, where a round was trained before.
 
         Raises:
             HorizonError: If the loop ends before the run does.
+            UnsupportedError: If the plan asks for what the adapter cannot do.
         """
         if playable < self.total_length:
             raise HorizonError(self._too_short(playable, horizon))
-        self._members = members(model)
-        shared = {n: one for n, one in self._members.items() if n not in private}
-        self._chosen = choose(shared, self._options.select, names=names)
-        self.base = frozen(shared, self._chosen)
-        self._add_controls()
+        wire = wire or Wire()
+        wire.refuse(self.plan.lora)
+        self._exchanged = exchanged = Exchanged(
+            model,
+            select=self._options.select,
+            wire=wire,
+            ranks=self._ranks,
+            host=self._host,
+        )
+        exchanged.add_controls(self._correction.beside(exchanged.trained))
         if self.trained is not None:
             self._kept.restore(self._correction)
         proposal = Proposal(
-            weights=gather(self._members, self._chosen, self._ranks, self._host),
-            base=fingerprint(self._members, self.base),
+            weights=exchanged.gather(),
+            base=exchanged.fingerprint,
             schedule=self.schedule,
-            stays=stays(self._members, self._chosen),
+            stays=exchanged.stays,
             horizon=horizon,
+            scales=wire.scales,
         )
         if self.trained is None:
             self._load(lambda link: link.join(proposal))
@@ -253,7 +250,7 @@ class LocalSession:
         Raises:
             UnsupportedError: If what was frozen when the run began is trained now.
         """
-        refuse_thawed(self._members, self.base)
+        self._of_model.refuse_thawed()
         self._correction.round_ended(self.round_number)
         trained = Trained(
             run=self._run,
@@ -266,8 +263,7 @@ class LocalSession:
         )
         if save is not None:
             self._kept.save(trained, self._correction, save)
-        weights = gather(self._members, self._chosen, self._ranks, self._host)
-        update = self._update(trained, weights)
+        update = self._update(trained, self._of_model.gather())
         self._load(lambda link: link.exchange(update))
         self._reset(optimizers)
 
@@ -293,6 +289,11 @@ class LocalSession:
             told = isinstance(error, (FlareError, PreflightPassed))
             name = type(error).__name__
             self._close({}, name if told else f"{name}: {error}", failed=True)
+
+    @property
+    def _of_model(self) -> Exchanged:
+        assert self._exchanged is not None  # noqa: S101 - it has joined
+        return self._exchanged
 
     def _plan(self) -> tuple[Plan, str]:
         self._link = connect(self._site)
@@ -326,20 +327,13 @@ class LocalSession:
 
         self.round_number, self.final, counted = self._ranks.from_first(asked)
         weights = received[0].weights if received else ModelState({})
-        scatter(weights, self._members, self._chosen, self._ranks)
+        self._of_model.scatter(weights)
         self._epochs = self._examples = self._num_losses = 0
         self._loss = 0.0
         self._step_at_load = self._step
         self._global_metrics = {}
         if not self.final:
             self._correction.round_started(counted)
-
-    def _add_controls(self) -> None:
-        """Exchange what the plan's correction sends beside the model."""
-        parameters = trainable(self._members, self._chosen)
-        for wire, tensor in self._correction.beside(parameters).items():
-            self._members[wire] = control(tensor)
-            self._chosen[wire] = wire
 
     def _training_loss(self) -> dict[str, float]:
         if not self._num_losses:

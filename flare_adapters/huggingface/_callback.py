@@ -27,7 +27,7 @@ from flare_adapters.huggingface._loop import (
     playable,
     train_length_to,
 )
-from flare_adapters.huggingface._peft import names_on_wire, private_names
+from flare_adapters.huggingface._lora import train_by_turns, wire_of
 from flare_adapters.huggingface._recovery import Recovery, saves_rounds
 from flare_adapters.huggingface._refuse import (
     refuse_arguments,
@@ -280,10 +280,10 @@ class FLCallback(TrainerCallback):
             model,
             playable=playable(session, args, state, train_dataloader),
             horizon=self._horizon,
-            names=names_on_wire(model),
-            private=private_names(model),
+            wire=wire_of(model, session.plan.lora),
             optimizers=[innermost(optimizer)],
         )
+        _take_turns(session, model)
 
     def _exchange_when_due(
         self,
@@ -304,11 +304,17 @@ class FLCallback(TrainerCallback):
                     save=recovery
                     and partial(recovery.save, event=event, control=control),
                 )
+                _take_turns(session, kwargs["model"])
             else:
                 return False
         control.should_evaluate |= evaluates(args)
         control.should_training_stop |= session.final
         return True
+
+
+def _take_turns(session: LocalSession, model: nn.Module) -> None:
+    number = None if session.final else session.round_number
+    train_by_turns(model, session.plan.lora, number)
 
 
 @contextmanager

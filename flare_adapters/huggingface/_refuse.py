@@ -28,6 +28,14 @@ def refuse_arguments(args: TrainingArguments, session: LocalSession) -> None:
             "parallelism only (DDP, FSDP2)"
         )
         raise UnsupportedError(msg)
+    if args.world_size > 1 and session.plan.lora.takes_turns:
+        msg = (
+            f"the plan's lora.aggregate = {session.plan.lora.aggregate!r} freezes "
+            f"LoRA weights from round to round, and this site has {args.world_size} "
+            'ranks, which DDP and FSDP cannot do: expected "product", "fedavg" or '
+            '"share_a", or one rank'
+        )
+        raise UnsupportedError(msg)
     optim = OptimizerNames(args.optim).value
     if session.corrects_gradients and ("lomo" in optim or "layerwise" in optim):
         msg = (

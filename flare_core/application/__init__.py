@@ -41,6 +41,7 @@ from flare_core.application._secured import remember, secured_as
 from flare_core.application._server import Server, most_threads
 from flare_core.application._stage import Stage
 from flare_core.application._zmq_link import ZmqLink
+from flare_core.federation import LoraReport
 
 __all__ = [
     "Asker",
@@ -52,6 +53,7 @@ __all__ = [
     "Finding",
     "Host",
     "Link",
+    "LoraReport",
     "ManifestEntry",
     "Observer",
     "Proposal",

@@ -19,6 +19,7 @@ from flare_core._model import (
     rounded_once,
 )
 from flare_core._plan import Plan
+from flare_core.application._lora_factors import LoraFactors, OverflowedError
 from flare_core.application._moments import Moments
 from flare_core.application._publication import Publication, Publisher
 from flare_core.application._spool import Spool
@@ -53,7 +54,8 @@ class Aggregator:
     whole run.
 
     Args:
-        plan: Names the strategy, the aggregation and the encoding.
+        plan: Names the strategy, the aggregation and the encoding, and says how LoRA
+            weights are combined.
         layout: Of the global model.
         strategy: Moves the model, by what comes of the updates.
         rule: Says what comes of them.
@@ -81,6 +83,7 @@ class Aggregator:
         self._sums: memoryview | None = None
         self._batches = tuple(batches(layout))
         self._updates = self._none_yet()
+        self._lora = LoraFactors(plan, layout, strategy, spool.folder, each)
 
     def first(self, path: Path, stream: bytes) -> Publication:
         """Publish the model that the run starts from.
@@ -102,10 +105,12 @@ class Aggregator:
             before: The model that the round started from.
         """
         self._updates.add(weights, update, before)
+        self._lora.add(weights, self._strategy.weight(update))
 
     def begin_anew(self) -> None:
         """Forget the updates that were added."""
         self._updates = self._none_yet()
+        self._lora.begin_anew()
 
     def finish(self, before: Publication, number: int) -> Publication | str:
         """Write and publish the next global model, and begin anew.
@@ -124,6 +129,7 @@ class Aggregator:
         """
         path = self._spool.model(number)
         try:
+            lora = self._lora.combine()
             with self._moments(before, number) or nullcontext() as moments:
                 start = _Start(before.weights, moments, follows=self._rule.follows)
                 reason = self._updates.complete(start.centre)
@@ -131,6 +137,8 @@ class Aggregator:
                     return f"aggregation {self._plan.aggregation.name!r}: {reason}"
                 frames = self._frames(start)
                 stream = write_file(path, file_bytes(self._layout), frames)
+        except OverflowedError as exc:
+            return str(exc)
         except _DivergedError as exc:
             return (
                 f"strategy {self._plan.strategy.name!r} made tensor {exc.name!r}, or "
@@ -141,7 +149,7 @@ class Aggregator:
         finally:
             self.begin_anew()
         published = self._publisher.next(path, stream, before)
-        return replace(published, memory=moments and moments.finish())
+        return replace(published, memory=moments and moments.finish(), lora=lora)
 
     def _none_yet(self) -> Combining:
         return combining(
@@ -186,7 +194,8 @@ class Aggregator:
         return body(part.spec, values)
 
     def _next(self, part: Part, start: "_Start") -> Array:
-        combined = self._updates.of(part, start.centre)
+        factor = self._lora.of(part)
+        combined = self._updates.of(part, start.centre) if factor is None else factor
         if part.spec.kind is TensorClass.COUNTER:
             return combined
         if part.spec.kind is TensorClass.PARAMETER:

@@ -10,6 +10,7 @@ import msgspec
 from flare_core._errors import Refusal
 from flare_core._model import Layout, Metrics, ModelState, TensorSpec
 from flare_core._plan import Plan
+from flare_core.federation import LoraReport
 
 
 class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         bytes_down: Bytes of models sent, over all these sites.
         bytes_up: Bytes of updates received.
         error_down: Relative error that the encoding of the next global model made.
+        lora: How its LoRA weights were combined, if it has some.
         seconds: Wall time of the round.
         blake3: Hash of the global model that came out, as a safetensors file.
     """
@@ -63,6 +65,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     error_down: float
     seconds: float
     blake3: str
+    lora: LoraReport | None = None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """What an adapter speaks to: four verbs, whatever carries them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, final
 
@@ -22,6 +22,8 @@ class Proposal:
         schedule: Where its rounds end; empty for a loop with rounds of its own.
         stays: The tensors that never leave it.
         horizon: What the script's own loop was set to, in words.
+        scales: By which LoRA weights are multiplied at the site, by the name of the
+            second factor; all sites must have the same.
     """
 
     weights: ModelState
@@ -29,6 +31,7 @@ class Proposal:
     schedule: Schedule = field(default_factory=Schedule)
     stays: tuple[TensorSpec, ...] = ()
     horizon: str = ""
+    scales: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 class Link(Protocol):

@@ -10,6 +10,7 @@ from flare_core.communication import PROTOCOL, Hello, Join
 from flare_core.federation import (
     differing_bases,
     differing_layouts,
+    differing_scales,
     differing_schedules,
 )
 
@@ -148,13 +149,15 @@ class Lobby:
 
 
 def _compared(joined: Mapping[str, Join], reference: str, plan: str) -> list[Refusal]:
-    """Return what does not fit: plans, then layouts, bases and schedules."""
+    """Return what does not fit: plans, layouts, scales, bases and schedules."""
     layouts = {site: join.layout for site, join in joined.items()}
     bases = {site: join.base for site, join in joined.items()}
     schedules = {site: str(join.schedule) for site, join in joined.items()}
+    scales = {site: join.scales for site, join in joined.items()}
     return [
         *_differing_plans({site: join.plan for site, join in joined.items()}, plan),
         *differing_layouts(layouts, reference),
+        *differing_scales(scales, reference),
         *differing_bases(bases, reference),
         *differing_schedules(schedules, reference),
     ]

@@ -23,6 +23,7 @@ from flare_core.communication import (
     unpack,
     write_file,
 )
+from flare_core.federation import LoraReport
 
 
 @final
@@ -86,6 +87,8 @@ class Publication:
         error: Relative error of the encoding, before the decoded model became the
             global one.
         memory: What the strategy remembers, if it does.
+        lora: How the LoRA weights in it were combined, if it came out of a round and
+            has some.
     """
 
     model: ServedFile
@@ -94,6 +97,7 @@ class Publication:
     base: bytes = b""
     error: float = 0.0
     memory: Memory | None = None
+    lora: LoraReport | None = None
 
     @property
     def wire_bytes(self) -> int:

@@ -10,6 +10,7 @@ import msgspec
 
 from flare_core._model import Metrics
 from flare_core.application._events import Result, RoundRecord, SiteReport
+from flare_core.application._publication import Publication
 from flare_core.communication import Offer
 from flare_core.federation import Contribution, weighted_mean
 
@@ -53,12 +54,12 @@ class RoundReport:
         self._sites[site] = report
         self._began = min(self._began, time.monotonic() - report.seconds)
 
-    def record(self, weights: Mapping[str, int], *, error_down: float) -> RoundRecord:
+    def record(self, weights: Mapping[str, int], outcome: Publication) -> RoundRecord:
         """Return the record of the round; the hash of what came out is to follow.
 
         Args:
             weights: Examples of each site whose update counts.
-            error_down: What the encoding of the new model lost.
+            outcome: The new model.
         """
         sites = {site: self._sites[site] for site in weights}
         before = {site: report.global_metrics for site, report in sites.items()}
@@ -71,7 +72,8 @@ class RoundReport:
             metrics=_mean(after, weights),
             bytes_down=sum(report.bytes_down for report in sites.values()),
             bytes_up=sum(report.bytes_up for report in sites.values()),
-            error_down=error_down if math.isfinite(error_down) else 0.0,
+            error_down=outcome.error if math.isfinite(outcome.error) else 0.0,
+            lora=outcome.lora,
             seconds=self._seconds(),
             blake3="",
         )

@@ -325,7 +325,7 @@ class Rounds:
             self._failed(f"round {current.number}: {outcome}", "")
             return
         self.weights = current.num_examples
-        record = self._report.record(self.weights, error_down=outcome.error)
+        record = self._report.record(self.weights, outcome)
         number, weights = current.number, self.weights
         self._lobby.counted |= dict.fromkeys(weights, number)
         self._ledger.keep(

@@ -43,7 +43,7 @@ from flare_core.communication import (
     Want,
     Welcome,
 )
-from flare_core.federation import chosen
+from flare_core.federation import chosen, lora_rule
 
 _LOST = (
     "the server knows nothing of site {site!r} in this run: it never joined, or the "
@@ -96,6 +96,7 @@ class Run:
         self._preflight = preflight
         self.lobby = Lobby(plan)
         strategy, rule = chosen(plan)
+        lora_rule(plan, strategy)  # raises before a site has come
         self._intake = Intake(plan, strategy, spool, share=share)
         self._opening = Opening(self.lobby, self._intake, send)
         self._rounds = Rounds(

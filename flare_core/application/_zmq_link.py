@@ -202,6 +202,7 @@ class ZmqLink:
             schedule=proposal.schedule,
             stays=proposal.stays,
             horizon=proposal.horizon,
+            scales=dict(proposal.scales),
         )
         return self._connected.ask(request, Propose, Start, Checked)
 

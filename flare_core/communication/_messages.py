@@ -90,6 +90,8 @@ class Join(_Message, frozen=True):
         schedule: Where its rounds end; empty if its loop has rounds of its own.
         stays: The tensors that never leave.
         horizon: What the script's own loop is set to, in words.
+        scales: By which LoRA weights are multiplied at the site, by the name of the
+            second factor.
     """
 
     layout: Layout
@@ -98,6 +100,7 @@ class Join(_Message, frozen=True):
     schedule: Schedule = Schedule()
     stays: tuple[TensorSpec, ...] = ()
     horizon: str = ""
+    scales: dict[str, float] = {}
 
 
 class Offer(_Message, frozen=True):

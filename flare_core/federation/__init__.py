@@ -4,6 +4,7 @@ from flare_core.federation._adaptive import FedAdagrad, FedAdam, FedYogi
 from flare_core.federation._admission import (
     differing_bases,
     differing_layouts,
+    differing_scales,
     differing_schedules,
     inadmissible,
     misfit,
@@ -19,7 +20,15 @@ from flare_core.federation._contribution import Contribution
 from flare_core.federation._fold import Each, Fold, Part, batches
 from flare_core.federation._geometric import GeometricMedian
 from flare_core.federation._krum import Krum, MultiKrum
-from flare_core.federation._low_rank import Factors, Losses, product_mean
+from flare_core.federation._lora import LoraReport, Pair, lora_report, pairs_of
+from flare_core.federation._lora_choice import LoraRule, lora_rule
+from flare_core.federation._low_rank import (
+    Factors,
+    Losses,
+    factor_mean,
+    padded_mean,
+    product_mean,
+)
 from flare_core.federation._momentum import DiLoCo, FedAvgM
 from flare_core.federation._order import Median, TrimmedMean
 from flare_core.federation._round import Round
@@ -48,11 +57,14 @@ __all__ = [
     "Fold",
     "GeometricMedian",
     "Krum",
+    "LoraReport",
+    "LoraRule",
     "Losses",
     "Mean",
     "Median",
     "MultiKrum",
     "NormBounding",
+    "Pair",
     "Part",
     "QFedAvg",
     "Round",
@@ -64,9 +76,15 @@ __all__ = [
     "combining",
     "differing_bases",
     "differing_layouts",
+    "differing_scales",
     "differing_schedules",
+    "factor_mean",
     "inadmissible",
+    "lora_report",
+    "lora_rule",
     "misfit",
+    "padded_mean",
+    "pairs_of",
     "product_mean",
     "unfit",
     "weighted_mean",

@@ -60,6 +60,32 @@ def differing_bases(bases: Mapping[str, str], reference: str = "") -> Iterator[R
             )
 
 
+def differing_scales(
+    scales: Mapping[str, Mapping[str, float]], reference: str = ""
+) -> Iterator[Refusal]:
+    """Yield each site whose LoRA weights are multiplied by another number.
+
+    Args:
+        scales: Of each site, by the name of the second factor; not all sites know them.
+        reference: A site; by default the first one by name.
+    """
+    reference = reference or min(scales)
+    expected = scales[reference]
+    for site in sorted(scales):
+        both = sorted(scales[site].keys() & expected.keys())
+        differing = (name for name in both if scales[site][name] != expected[name])
+        if name := next(differing, ""):
+            yield Refusal(
+                reason="layout",
+                site=site,
+                what=f"scale of the LoRA weights {name!r}",
+                expected=f"{expected[name]:g} as at site {reference!r}",
+                got=f"{scales[site][name]:g}",
+                advice="give all sites the same lora_alpha, r, alpha_pattern and "
+                "use_rslora, or set lora.rank in the plan, which lets them differ",
+            )
+
+
 def differing_schedules(
     schedules: Mapping[str, str], reference: str = ""
 ) -> Iterator[Refusal]:

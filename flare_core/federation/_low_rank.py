@@ -1,13 +1,15 @@
 """The mean of low-rank products, of the best rank, without forming one of them."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 
+Gauge: TypeAlias = Literal["kept", "balanced", "orthonormal"]
 _Matrix: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
@@ -37,17 +39,19 @@ class Losses:
 
     Attributes:
         energy: Of the mean of the products.
-        dropped: Of what the nearest factors of the rank lack of it.
+        least: Of what the nearest factors of the rank lack of it.
         averaging: Of what the product of the averaged factors lacks of it.
+        made: Of what the factors that came out lack of it.
     """
 
     energy: float
-    dropped: float
+    least: float
     averaging: float
+    made: float
 
 
 def product_mean(
-    updates: Sequence[Factors], weights: Sequence[float]
+    updates: Sequence[Factors], weights: Sequence[float], gauge: Gauge = "kept"
 ) -> tuple[Factors, Losses]:
     r"""Return the factors whose product is nearest to the mean of the products.
 
@@ -63,28 +67,73 @@ def product_mean(
     the rank, columns of B are 0, and the rows of A span what the mean of the
     :math:`A_i` has beside it: with zeros there, too, training could never go on.
 
-    Factors that all updates agree on, to the bit, come back as they are.
-
     Args:
         updates: At least one, of the same shapes.
-        weights: Theirs, relative to each other.
+        weights: Theirs, relative to each other; those with 0 are left out.
+        gauge: ``"balanced"`` for the factors above; ``"kept"`` the same, but factors
+            that all updates agree on, to the bit, come back as they are;
+            ``"orthonormal"`` for :math:`B = U S` and :math:`A = V^T` (FedSVD, Lee et
+            al., NeurIPS 2025, https://arxiv.org/abs/2505.12805).
 
     Raises:
         numpy.linalg.LinAlgError: If the values are too large.
     """
-    if _agree(updates):
+    if gauge == "kept" and _agree(updates):
         return updates[0], _none_lost(updates[0])
     core = _Core.of(updates, weights)
-    left, values, right = np.linalg.svd(core.mean, full_matrices=False)
-    num_live = min(int(np.sum(values > _negligible(values, core.mean))), core.rank)
-    roots = np.sqrt(values[:num_live])
+    left, values, right = core.decomposed
+    rows, lengths = core.spare(right)
+    roots = np.sqrt(values)
+    if gauge == "orthonormal":
+        of_b, of_a, of_spare = values, np.ones_like(values), np.ones_like(lengths)
+    else:
+        of_b, of_a, of_spare = roots, roots, lengths
     b = np.zeros((len(left), core.rank))
-    b[:, :num_live] = left[:, :num_live] * roots
-    alive = right[:num_live]
-    a = np.concatenate([roots[:, None] * alive, core.spare(alive)])
+    b[:, : len(values)] = left * of_b
+    a = np.zeros((core.rank, right.shape[1]))
+    a[: len(values)] = of_a[:, None] * right
+    a[len(values) : len(values) + len(rows)] = of_spare[:, None] * rows
     factors = _signed(core.left @ b, a @ core.right.T)
-    dropped = float(np.sum(values[num_live:] ** 2))
-    return factors, core.losses(dropped)
+    return factors, core.losses(core.least)
+
+
+def factor_mean(
+    updates: Sequence[Factors], weights: Sequence[float]
+) -> tuple[Factors, Losses]:
+    """Return the mean of each factor by itself, and what is lost by that.
+
+    Args:
+        updates: At least one, of the same shapes.
+        weights: Theirs, relative to each other; those with 0 are left out.
+
+    Raises:
+        numpy.linalg.LinAlgError: If the values are too large.
+    """
+    core = _Core.of(updates, weights)
+    return core.averaged, core.losses(core.averaging)
+
+
+def padded_mean(
+    updates: Sequence[Factors], weights: Sequence[float]
+) -> tuple[Factors, Losses]:
+    r"""Return the mean of each factor, weighed by the lengths of the products.
+
+    The weight of an update is :math:`\|B_i A_i\|_F`, so that a site of a small rank
+    counts for what it has learned (HetLoRA, Cho et al., EMNLP 2024,
+    https://arxiv.org/abs/2401.06432).
+
+    Args:
+        updates: At least one, padded with zeros to the same shapes.
+        weights: Theirs in the mean of the products that is wanted, and here where no
+            update has learned anything; those with 0 are left out.
+
+    Raises:
+        numpy.linalg.LinAlgError: If the values are too large.
+    """
+    core = _Core.of(updates, weights)
+    lengths = [math.sqrt(_energy(one)) for one in core.updates]
+    mean = core.mean_of(lengths) if any(lengths) else core.averaged
+    return mean, core.losses(core.lost(mean))
 
 
 @final
@@ -93,49 +142,90 @@ class _Core:
     """The mean of products, in orthonormal bases of its columns and of its rows.
 
     Attributes:
+        updates: Those that count.
+        weights: Theirs; their sum is 1.
         left: Basis of the columns.
         right: Basis of the rows, as columns.
         mean: The mean of the products, in them.
-        mean_b: The mean of B, in the basis of the columns.
-        mean_a: The mean of A, in that of the rows.
+        values: All its singular values.
+        decomposed: Its singular value decomposition, up to the rank, without zeros.
     """
 
+    updates: Sequence[Factors]
+    weights: Sequence[float]
     left: _Matrix
     right: _Matrix
     mean: _Matrix
-    mean_b: _Matrix
-    mean_a: _Matrix
+    values: _Matrix
+    decomposed: tuple[_Matrix, _Matrix, _Matrix]
 
     @classmethod
     def of(cls, updates: Sequence[Factors], weights: Sequence[float]) -> "_Core":
-        roots = np.sqrt(np.asarray(weights) / np.sum(weights))
-        pairs = list(zip(roots, updates, strict=True))
+        total = sum(weights)
+        pairs = [
+            (math.sqrt(weight / total), one)
+            for weight, one in zip(weights, updates, strict=True)
+            if weight
+        ]
         left, of_b = np.linalg.qr(np.hstack([root * one.b for root, one in pairs]))
         right, of_a = np.linalg.qr(np.hstack([root * one.a.T for root, one in pairs]))
-        total = np.kron(roots[:, None], np.eye(updates[0].rank))
-        return cls(left, right, of_b @ of_a.T, of_b @ total, (of_a @ total).T)
+        mean = of_b @ of_a.T
+        u, values, v = np.linalg.svd(mean, full_matrices=False)
+        live = min(int(np.sum(values > _negligible(values, mean))), updates[0].rank)
+        return cls(
+            updates=[one for _, one in pairs],
+            weights=[root**2 for root, _ in pairs],
+            left=left,
+            right=right,
+            mean=mean,
+            values=values,
+            decomposed=(u[:, :live], values[:live], v[:live]),
+        )
 
     @property
     def rank(self) -> int:
-        return len(self.mean_a)
+        return self.updates[0].rank
 
-    def losses(self, dropped: float) -> Losses:
-        beside = self.mean - self.mean_b @ self.mean_a
+    @property
+    def least(self) -> float:
+        return float(np.sum(self.values[self.rank :] ** 2))
+
+    @property
+    def averaged(self) -> Factors:
+        return self.mean_of(self.weights)
+
+    @property
+    def averaging(self) -> float:
+        return self.lost(self.averaged)
+
+    def mean_of(self, weights: Sequence[float]) -> Factors:
+        """Return the mean of each factor by itself."""
+        shares = np.asarray(weights) / sum(weights)
+        pairs = list(zip(shares, self.updates, strict=True))
+        b: _Matrix = np.sum([share * one.b for share, one in pairs], axis=0)
+        a: _Matrix = np.sum([share * one.a for share, one in pairs], axis=0)
+        return Factors(b, a)
+
+    def lost(self, factors: Factors) -> float:
+        """Return what factors lack of the mean that lie in the bases."""
+        product = (self.left.T @ factors.b) @ (factors.a @ self.right)
+        return float(np.sum((self.mean - product) ** 2))
+
+    def losses(self, made: float) -> Losses:
         return Losses(
-            energy=float(np.sum(self.mean**2)),
-            dropped=dropped,
-            averaging=float(np.sum(beside**2)),
+            energy=float(np.sum(self.values**2)),
+            least=self.least,
+            averaging=self.averaging,
+            made=made,
         )
 
-    def spare(self, alive: _Matrix) -> _Matrix:
-        """Return rows that fill A up to the rank, beside those that are alive."""
-        num_rows = self.rank - len(alive)
-        beside = self.mean_a - self.mean_a @ alive.T @ alive
+    def spare(self, alive: _Matrix) -> tuple[_Matrix, _Matrix]:
+        """Return rows, and their lengths, that A can have beside those in use."""
+        mean_a = self.averaged.a @ self.right
+        beside = mean_a - mean_a @ alive.T @ alive
         _, lengths, rows = np.linalg.svd(beside, full_matrices=False)
-        filled = np.zeros((num_rows, self.mean_a.shape[1]))
-        found = (lengths[:, None] * rows)[:num_rows]
-        filled[: len(found)] = found
-        return filled
+        num_rows = self.rank - len(alive)
+        return rows[:num_rows], lengths[:num_rows]
 
 
 def _agree(updates: Sequence[Factors]) -> bool:
@@ -147,8 +237,12 @@ def _agree(updates: Sequence[Factors]) -> bool:
 
 
 def _none_lost(factors: Factors) -> Losses:
-    energy = float(np.sum((factors.b.T @ factors.b) * (factors.a @ factors.a.T)))
-    return Losses(energy=energy, dropped=0.0, averaging=0.0)
+    return Losses(energy=_energy(factors), least=0.0, averaging=0.0, made=0.0)
+
+
+def _energy(factors: Factors) -> float:
+    """Return the squared Frobenius norm of a product."""
+    return float(np.sum((factors.b.T @ factors.b) * (factors.a @ factors.a.T)))
 
 
 def _negligible(values: _Matrix, matrix: _Matrix) -> float:

@@ -20,7 +20,7 @@ from flare_core.application import (
     Updated,
 )
 from flare_core.management._messages import say
-from flare_core.management._wording import bytes_text, counted, scores_text
+from flare_core.management._wording import bytes_text, counted, lora_text, scores_text
 
 
 @final
@@ -63,6 +63,8 @@ def lines(event: Event, num_sites: int, rounds: int) -> Iterator[str]:
             yield _update(event)
         case RoundPlayed() if num_sites > 1:
             yield _round(event.record, rounds)
+            if event.record.lora is not None:
+                yield lora_text(event.record.lora)
         case SiteRefused():
             yield f"refused: {event.refusal}"
         case RunPaused():

@@ -33,7 +33,7 @@ from flare_core.management._plan_options import plan_of
 from flare_core.management._run_folder import without_nulls
 from flare_core.management._run_reading import download, follow, whole
 from flare_core.management._unchanged import adapted
-from flare_core.management._wording import scores_text
+from flare_core.management._wording import lora_text, scores_text
 
 _COMMAND = "command"
 _HASH = 12
@@ -158,6 +158,8 @@ def _show(run: _RunArgument, *, home: HomeOption = Path()) -> None:
             digest = record.blake3[:_HASH]
             text = f"round {record.round}: {scores_text(record)}  blake3 {digest}"
             say(console, text)
+            if record.lora is not None:
+                say(console, f"  {lora_text(record.lora)}", style="dim")
         if info.blake3:
             say(console, f"blake3 {info.blake3}")
 

@@ -1,31 +1,34 @@
-"""What a run came to, in four lines."""
+"""What a run came to, in a few lines."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
-from flare_core.application import Event, Result, RoundPlayed
-from flare_core.management._wording import bytes_text, counted, metrics_text
+from flare_core.application import Event, LoraReport, Result, RoundPlayed
+from flare_core.management._wording import bytes_text, counted, lora_text, metrics_text
 
 
 @final
 class Tally:
-    """An observer that adds up the bytes of a run.
+    """An observer that adds up the rounds of a run.
 
     Attributes:
         bytes_down: Bytes of global models sent to sites.
         bytes_up: Bytes of updates received.
+        lora: How the LoRA weights of the last round were combined, if it has some.
     """
 
     def __init__(self) -> None:
         self.bytes_down = 0
         self.bytes_up = 0
+        self.lora: LoraReport | None = None
 
     def __call__(self, event: Event) -> None:
         """Count the round that was played."""
         if isinstance(event, RoundPlayed):
             self.bytes_down += event.record.bytes_down
             self.bytes_up += event.record.bytes_up
+            self.lora = event.record.lora
 
 
 def summary(
@@ -35,7 +38,7 @@ def summary(
 
     Args:
         result: How the run ended.
-        tally: Its bytes.
+        tally: What its rounds add up to.
         seconds: Its wall time.
         folder: The run folder.
     """
@@ -46,5 +49,7 @@ def summary(
     if result.metrics:
         mean = f"  (mean over {counted(len(result.sites), 'site')})"
         yield f"final model: {metrics_text(result.metrics)}{mean}"
+    if tally.lora is not None:
+        yield f"last round: {lora_text(tally.lora)}"
     yield f"blake3 {result.blake3}"
     yield f"run folder {folder}"

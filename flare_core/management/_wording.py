@@ -3,9 +3,11 @@
 from rich.filesize import decimal
 
 from flare_core._model import Metrics
-from flare_core.application import RoundRecord, SiteReport
+from flare_core.application import LoraReport, RoundRecord, SiteReport
 
 _MOST_METRICS = 4
+_EXACT = 1e-12
+"""Relative; what is below it is rounding in float64."""
 
 
 def metrics_text(metrics: Metrics) -> str:
@@ -21,6 +23,21 @@ def scores_text(report: SiteReport | RoundRecord) -> str:
     before = metrics_text(report.global_metrics)
     after = metrics_text(report.metrics)
     return f"{after} (global model: {before})" if before else after
+
+
+def lora_text(lora: LoraReport) -> str:
+    """Return how LoRA weights were combined, and how far that is from the mean."""
+    worst = ""
+    if lora.worst_error > _EXACT:
+        worst = f", most in {lora.worst_module} ({lora.worst_error:.2g})"
+    return (
+        f"LoRA by {lora.aggregate}: {_off(lora.error)}{worst}; averaged factors "
+        f"{_off(lora.averaging_error)}; energy kept {lora.retained:.2%}"
+    )
+
+
+def _off(error: float) -> str:
+    return f"off by {error:.2g}" if error > _EXACT else "exact"
 
 
 def bytes_text(count: int) -> str:

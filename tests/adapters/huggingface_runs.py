@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from adapters.scripts import huggingface_site as script
 from adapters.scripts.huggingface_site import KINDS, Case, arguments, rows
-from flare_adapters._torch import LocalSession, options
+from flare_adapters._torch import LocalSession, Wire, options
 from flare_adapters.huggingface._peft import names_on_wire
 from flare_core.application import RoundPlayed, RoundRecord
 from support import RunningServer
@@ -86,8 +86,8 @@ def rates_of(trainer: Trainer) -> list[float]:
 def stand_still(file: Path, model: Any, *, every_n_steps: int | None = None) -> None:
     """Play a round as a site that learns nothing, with no Trainer around."""
     session = LocalSession(options(file, None, every_n_steps, "auto", "keep"))
-    names = names_on_wire(model)
-    session.join(model, playable=math.inf, horizon="", names=names)
+    wire = Wire(names=names_on_wire(model))
+    session.join(model, playable=math.inf, horizon="", wire=wire)
     session.saw(1)
     session.exchange()
     session.leave("the test is over")

@@ -18,7 +18,7 @@ from torch import nn
 from adapters.gpu import NEEDS_CUDA
 from adapters.scripts import gpu_site as script
 from deployed import Deployment, deployment
-from flare_adapters._torch import LocalSession, options
+from flare_adapters._torch import LocalSession, Wire, options
 from flare_adapters.huggingface._peft import names_on_wire
 from flare_core import Plan, Schedule, Selection
 from flare_core.management._unchanged import adapted
@@ -34,7 +34,7 @@ pytestmark = [NEEDS_CUDA, pytest.mark.timeout(400)]  # processes import a framew
 def beside(file: Path, model: nn.Module, names: dict[str, str] | None) -> None:
     """Play another site, on the CPU, whose model wanders."""
     session = LocalSession(options(file, 1, None, "auto", "keep"))
-    session.join(model, playable=math.inf, horizon="", names=names)
+    session.join(model, playable=math.inf, horizon="", wire=Wire(names=names or {}))
     while not session.final:
         with torch.no_grad():
             for parameter in model.parameters():

@@ -19,7 +19,7 @@ from transformers import Trainer
 from adapters.huggingface_runs import untrained
 from adapters.scripts import recovering_huggingface as script
 from deployed import Deployment, deployment
-from flare_adapters._torch import LocalSession, options
+from flare_adapters._torch import LocalSession, Wire, options
 from flare_adapters.huggingface._peft import names_on_wire
 from flare_adapters.huggingface._recovery import saves_rounds
 from flare_adapters.huggingface._saved import load_weights, read_loop
@@ -161,7 +161,7 @@ def wander(file: Path, model: nn.Module, plan: Plan) -> None:
     """Play a site that adds a number to what it exchanges."""
     every_n_steps = plan.schedule.every_n_steps
     session = LocalSession(options(file, None, every_n_steps, "auto", "keep"))
-    session.join(model, playable=100, horizon="", names=names_on_wire(model))
+    session.join(model, playable=100, horizon="", wire=Wire(names=names_on_wire(model)))
     while not session.final:
         with torch.no_grad():
             for parameter in model.parameters():

@@ -27,6 +27,7 @@ from flare_core import (
     BaseModelError,
     FedProx,
     LayoutError,
+    Lora,
     Plan,
     PreflightPassed,
     RunAbortedError,
@@ -173,6 +174,27 @@ def test_fedprox_with_steps_inside_backward_is_refused(
     args = arguments(str(file.parent), optim="galore_adamw_layerwise")
 
     with pytest.raises(UnsupportedError, match="galore_adamw_layerwise"):
+        begin(FLCallback(file), args)
+
+    assert "UnsupportedError" in server.result().error
+
+
+class OfTwoRanks(TrainingArguments):
+    """What one of two ranks is told."""
+
+    world_size = property(lambda _: 2)
+
+
+@pytest.mark.parametrize("aggregate", ["freeze_a", "alternate", "fedsvd"])
+def test_factors_that_take_turns_are_refused_where_there_are_several_ranks(
+    aggregate: Any, run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(Plan(rounds=2, lora=Lora(aggregate=aggregate)))
+    file = site_file("a", server.endpoint)
+    args = arguments(str(file.parent))
+    args.__class__ = OfTwoRanks
+
+    with pytest.raises(UnsupportedError, match="this site has 2 ranks"):
         begin(FLCallback(file), args)
 
     assert "UnsupportedError" in server.result().error

@@ -15,7 +15,7 @@ from torch import Tensor
 from adapters.huggingface_runs import OtherSite, records_of
 from adapters.scripts import huggingface_site as script
 from adapters.scripts.huggingface_site import KINDS, LR, Case, play, rows
-from flare_core import Plan, Schedule, Selection
+from flare_core import Lora, Plan, Schedule, Selection
 from support import RunServer, SiteFile
 
 ROUNDS = 3
@@ -23,6 +23,7 @@ TWO_SITES = Plan(
     rounds=ROUNDS,
     schedule=Schedule(every_n_steps=1),
     selection=Selection(sites=2),
+    lora=Lora(aggregate="fedavg"),  # a step of the factors, not of their product
 )
 TWO_RANKS = [
     *(sys.executable, "-m", "torch.distributed.run", "--standalone"),

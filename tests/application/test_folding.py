@@ -55,7 +55,13 @@ _WAYS = [
 def _weights(site: str, number: int) -> ModelState:
     rng = np.random.default_rng([number, *site.encode()])
     scale = 10.0 ** rng.integers(-9, 9, 257)
-    return ModelState({"w": rng.normal(size=257) * scale})
+    return ModelState(
+        {
+            "w": rng.normal(size=257) * scale,
+            "m.lora_A.weight": rng.normal(size=(3, 16)),
+            "m.lora_B.weight": rng.normal(size=(8, 3)),
+        }
+    )
 
 
 def _said(site: str, number: int) -> Contribution:

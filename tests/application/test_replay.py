@@ -109,6 +109,8 @@ def _model(num_bytes: int) -> flare.ModelState:
         "w": values,
         "running": values.copy(),
         "count": np.int64(3),
+        "m.lora_A.weight": np.ones((2, 9), np.float32),
+        "m.lora_B.weight": np.zeros((7, 2), np.float32),
     }
     return flare.ModelState(arrays, classes={"running": flare.TensorClass.BUFFER})
 

@@ -3,11 +3,14 @@
 import signal
 import stat
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 from deployed import Deployment
 from simulated import COMMAND
-from site_scripts import WAIT_S, plan
+from site_scripts import WAIT_S, add, plan, play
 
 
 def _flare(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -65,3 +68,25 @@ def test_a_run_that_is_none_is_downloaded_nowhere(deployed: Deployment) -> None:
     assert done.returncode == 1
     assert "no run is called 'demo'" in done.stderr
     assert not target.exists()
+
+
+def test_a_run_is_shown_with_what_its_lora_weights_lost(
+    deployed: Deployment, pool: ThreadPoolExecutor
+) -> None:
+    factors = {"q.lora_A.weight": np.eye(2, 6), "q.lora_B.weight": np.eye(5, 2)}
+    deployed.create("demo", plan(rounds=1))
+    for name in ("a", "b"):
+        deployed.member(name)
+    sites = [
+        pool.submit(play, deployed.site(name, "demo"), factors, add(step))
+        for name, step in (("a", 1), ("b", 2))
+    ]
+    for site in sites:
+        site.result(WAIT_S)
+    deployed.ended("demo")
+
+    done = _flare("run", "show", "demo", "--home", deployed.folder.path)
+
+    assert done.returncode == 0, done.stderr
+    assert "\n  LoRA by product: off by 0.0" in done.stdout
+    assert "most in q (0.0" in done.stdout

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flare_core.federation import Factors, product_mean
+from flare_core.federation import Factors, factor_mean, padded_mean, product_mean
 
 _Matrix = npt.NDArray[np.float64]
 
@@ -88,7 +88,7 @@ def test_the_factors_are_the_nearest_of_their_rank() -> None:
 
     bound = float(np.sqrt(np.sum(values[6:] ** 2)))
     assert _norm(mean - factors.b @ factors.a) == pytest.approx(bound, rel=1e-12)
-    assert losses.dropped == pytest.approx(bound**2, rel=1e-12)
+    assert losses.made == pytest.approx(bound**2, rel=1e-12)
     assert losses.energy == pytest.approx(_norm(mean) ** 2, rel=1e-12)
     assert bound < _norm(mean - _averaged(updates, weights))
 
@@ -108,7 +108,7 @@ def test_one_site_keeps_its_factors() -> None:
     factors, losses = product_mean([update], [3.0])
 
     assert factors is update
-    assert (losses.dropped, losses.averaging) == (0, 0)
+    assert (losses.made, losses.averaging) == (0, 0)
     assert losses.energy == pytest.approx(_norm(update.b @ update.a) ** 2, rel=1e-12)
 
 
@@ -128,7 +128,7 @@ def test_sites_with_the_same_product_agree_on_it_whatever_their_factors(
 
     wanted = update.b @ update.a
     np.testing.assert_allclose(factors.b @ factors.a, wanted, atol=1e-12)
-    assert losses.dropped < 1e-24 * losses.energy
+    assert losses.made < 1e-24 * losses.energy
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -162,3 +162,71 @@ def test_directions_that_no_site_uses_can_still_be_learnt() -> None:
     np.testing.assert_allclose(factors.b @ factors.a, mean, atol=1e-12)
     assert np.linalg.matrix_rank(factors.b) == 2
     assert np.linalg.matrix_rank(factors.a) == 4
+
+
+def test_weights_of_nothing_count_for_nothing() -> None:
+    one, other, third = _drifted(3, 0.5, size=12)
+
+    for combine in (product_mean, factor_mean, padded_mean):
+        factors, losses = combine([one, other, third], [1.0, 0.0, 2.0])
+        expected, same_losses = combine([one, third], [1.0, 2.0])
+
+        np.testing.assert_array_equal(factors.b, expected.b)
+        np.testing.assert_array_equal(factors.a, expected.a)
+        assert losses == same_losses
+
+
+def test_factors_that_are_averaged_lose_what_averaging_loses() -> None:
+    updates, weights = _drifted(3, 0.5, size=12), [1.0, 2.0, 4.0]
+
+    factors, losses = factor_mean(updates, weights)
+
+    averaged = _averaged(updates, weights)
+    np.testing.assert_allclose(factors.b @ factors.a, averaged, atol=1e-14)
+    assert losses.made == losses.averaging
+    lost = _norm(_mean(updates, weights) - averaged) ** 2
+    assert losses.made == pytest.approx(lost, rel=1e-9)
+
+
+def test_padded_factors_count_for_what_they_have_learnt() -> None:
+    updates, weights = _drifted(3, 0.5, size=12), [1.0, 2.0, 4.0]
+    updates[0].b[:] = 0
+    lengths = [_norm(one.b @ one.a) for one in updates]
+
+    factors, losses = padded_mean(updates, weights)
+
+    assert lengths[0] == 0
+    expected = _averaged(updates, lengths)
+    np.testing.assert_allclose(factors.b @ factors.a, expected, atol=1e-14)
+    lost = _norm(_mean(updates, weights) - expected) ** 2
+    assert losses.made == pytest.approx(lost, rel=1e-9)
+
+
+def test_padded_factors_that_have_learnt_nothing_are_averaged() -> None:
+    updates = [Factors(np.zeros_like(one.b), one.a) for one in _drifted(2, 0.5, size=9)]
+
+    factors, _ = padded_mean(updates, [1.0, 3.0])
+
+    expected = (updates[0].a + 3 * updates[1].a) / 4
+    np.testing.assert_allclose(factors.a, expected, atol=1e-14)
+
+
+def test_fedsvd_keeps_the_product_and_makes_the_rows_of_a_orthonormal() -> None:
+    update, other = _drifted(2, 0.5, size=12, rank=4)
+    updates = [update, Factors(other.b, update.a)]  # as A is not trained
+
+    factors, losses = product_mean(updates, [1.0, 2.0], "orthonormal")
+
+    mean = _mean(updates, [1.0, 2.0])
+    np.testing.assert_allclose(factors.b @ factors.a, mean, atol=1e-14)
+    np.testing.assert_allclose(factors.a @ factors.a.T, np.eye(4), atol=1e-14)
+    assert losses.made < 1e-24 * losses.energy
+
+
+def test_fedsvd_keeps_rows_to_learn_with_where_nothing_was_learnt() -> None:
+    updates = [Factors(np.zeros_like(one.b), one.a) for one in _drifted(1, 0.5, size=9)]
+
+    factors, _ = product_mean(updates, [1.0], "orthonormal")
+
+    assert not factors.b.any()
+    np.testing.assert_allclose(factors.a @ factors.a.T, np.eye(8), atol=1e-14)
