@@ -51,6 +51,12 @@ def lora_rule(plan: Plan, strategy: Strategy) -> LoraRule:
         ConfigurationError: If the plan names a way that does not go together with the
             rest of it.
     """
+    if plan.lora.concerns_sites and isinstance(plan.local, Scaffold | FedDyn):
+        msg = (
+            f"{plan.lora} changes which LoRA weights sites train or exchange, and "
+            f"{plan.local} keeps a correction of each: leave one out"
+        )
+        raise ConfigurationError(msg)
     name = plan.lora.aggregate
     obstacle = next(_obstacles(plan, strategy), "")
     if name == "auto" and obstacle:

@@ -175,6 +175,18 @@ def test_what_goes_on_from_old_factors_is_not_given_turned_ones(
         lora_rule(asked, strategy)
 
 
+@pytest.mark.parametrize("local", ["scaffold", "feddyn"])
+@pytest.mark.parametrize("setting", ["rank=4", "aggregate=freeze_a"])
+def test_corrections_need_weights_that_are_trained_in_every_round(
+    local: str, setting: str
+) -> None:
+    key, _, value = setting.partition("=")
+    plan = _plan(**{f"lora__{key}": value}, local__name=local)
+
+    with pytest.raises(ConfigurationError, match="keeps a correction of each"):
+        lora_rule(plan, FedAvg())
+
+
 def test_another_aggregation_says_nothing_of_means(tmp_path: Path) -> None:
     plan = _plan(aggregation__name="median")
     rounds = Averaging(tmp_path, FedAvg(), _site(0), rule=Median(), plan=plan)
