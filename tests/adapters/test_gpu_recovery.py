@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from adapters.scripts import gpu_site as script
 from deployed import Deployment, deployment
 from flare_adapters._torch import LocalSession, Wire, options
 from flare_adapters.huggingface._peft import names_on_wire
-from flare_core import Plan, Schedule, Selection
+from flare_core import FedDyn, FedProx, Local, Plan, Scaffold, Schedule, Selection
 from flare_core.management._unchanged import adapted
 
 ROUNDS = 4
@@ -108,10 +109,34 @@ def deployed(pool: ThreadPoolExecutor) -> Iterator[Deployment]:
 def test_a_site_that_is_killed_goes_on_with_the_numbers_of_the_gpu(
     kind: str, half: str, deployed: Deployment, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
+    _is_torn_and_comes_to_the_same(kind, half, PLAN, deployed, pool, tmp_path)
+
+
+@pytest.mark.parametrize("local", [Scaffold(), FedDyn(alpha=0.1), FedProx(mu=0.1)])
+@pytest.mark.parametrize("kind", ["lightning", "ignite"])
+def test_what_corrects_its_gradients_goes_on_with_it(
+    kind: str,
+    local: Local,
+    deployed: Deployment,
+    pool: ThreadPoolExecutor,
+    tmp_path: Path,
+) -> None:
+    plan = msgspec.structs.replace(PLAN, local=local)
+    _is_torn_and_comes_to_the_same(kind, "float16", plan, deployed, pool, tmp_path)
+
+
+def _is_torn_and_comes_to_the_same(
+    kind: str,
+    half: str,
+    plan: Plan,
+    deployed: Deployment,
+    pool: ThreadPoolExecutor,
+    tmp_path: Path,
+) -> None:
     def play(run: str, kills: Iterable[int]) -> tuple[str, dict[str, Any]]:
         folder = tmp_path / run
         folder.mkdir()
-        deployed.create(run, PLAN)
+        deployed.create(run, plan)
         model = script.model_of(kind)
         names = names_on_wire(model) if kind in {"gpt2", "lora"} else None
         other = pool.submit(beside, deployed.site("b", run), model, names)
