@@ -109,7 +109,9 @@ def deployed(pool: ThreadPoolExecutor) -> Iterator[Deployment]:
 def test_a_site_that_is_killed_goes_on_with_the_numbers_of_the_gpu(
     kind: str, half: str, deployed: Deployment, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    _is_torn_and_comes_to_the_same(kind, half, PLAN, deployed, pool, tmp_path)
+    _is_torn_and_comes_to_the_same(
+        kind, half, PLAN, deployed=deployed, pool=pool, folder=tmp_path
+    )
 
 
 @pytest.mark.parametrize("local", [Scaffold(), FedDyn(alpha=0.1), FedProx(mu=0.1)])
@@ -122,30 +124,33 @@ def test_what_corrects_its_gradients_goes_on_with_it(
     tmp_path: Path,
 ) -> None:
     plan = msgspec.structs.replace(PLAN, local=local)
-    _is_torn_and_comes_to_the_same(kind, "float16", plan, deployed, pool, tmp_path)
+    _is_torn_and_comes_to_the_same(
+        kind, "float16", plan, deployed=deployed, pool=pool, folder=tmp_path
+    )
 
 
 def _is_torn_and_comes_to_the_same(
     kind: str,
     half: str,
     plan: Plan,
+    *,
     deployed: Deployment,
     pool: ThreadPoolExecutor,
-    tmp_path: Path,
+    folder: Path,
 ) -> None:
     def play(run: str, kills: Iterable[int]) -> tuple[str, dict[str, Any]]:
-        folder = tmp_path / run
-        folder.mkdir()
+        here = folder / run
+        here.mkdir()
         deployed.create(run, plan)
         model = script.model_of(kind)
         names = names_on_wire(model) if kind in {"gpt2", "lora"} else None
         other = pool.submit(beside, deployed.site("b", run), model, names)
         file = deployed.site("a", run)
         for number in kills:
-            (folder / "hold").write_text(str(number))
-            dies(starts(kind, half, file, folder), folder)
-        (folder / "hold").unlink(missing_ok=True)
-        left = ends(starts(kind, half, file, folder), folder)
+            (here / "hold").write_text(str(number))
+            dies(starts(kind, half, file, here), here)
+        (here / "hold").unlink(missing_ok=True)
+        left = ends(starts(kind, half, file, here), here)
         other.result(ENDS_S)
         return deployed.ended(run).blake3, left
 
