@@ -49,9 +49,9 @@ from flare_core._plan import (
     RoundPolicy,
     Schedule,
     Select,
-    Selection,
     StrategySettings,
 )
+from flare_core._selection import Selection
 from flare_core._site import Binding, Policy, Resources, Site, site
 from flare_core.federation import (
     Aggregation,

@@ -9,6 +9,7 @@ from blake3 import blake3
 from flare_core._errors import ConfigurationError
 from flare_core._local import FedDyn, Local, Plain, Scaffold
 from flare_core._lora import Lora
+from flare_core._selection import Selection
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 OptimizerState: TypeAlias = Literal["keep", "reset"]
@@ -105,32 +106,6 @@ class StrategySettings(_Settings, frozen=True):
 
 _AT_THE_SITES = {"fedprox", "scaffold", "feddyn", "ditto"}
 """Known as federated algorithms, and yet no server's."""
-
-
-class Selection(_Settings, frozen=True):
-    """Which sites take part.
-
-    Attributes:
-        sites: Sites that must have joined before round 0 starts.
-        quorum: Least number of updates a round can be made of, once sites are gone;
-            all of them where it is not set.
-        newcomers: Whether sites that were not there when round 0 started may join
-            between rounds; one that was may come back in any case.
-    """
-
-    sites: Count = 1
-    quorum: Count | None = None
-    newcomers: bool = False
-
-    def __post_init__(self) -> None:
-        if self.quorum is not None and self.quorum > self.sites:
-            msg = f"quorum = {self.quorum} can never be met by sites = {self.sites}"
-            raise ValueError(msg)
-
-    @property
-    def least(self) -> int:
-        """Least number of updates a round can be made of."""
-        return self.sites if self.quorum is None else self.quorum
 
 
 class RoundPolicy(_Settings, frozen=True):
@@ -260,34 +235,41 @@ class Plan(_Settings, frozen=True):
         plan = plan_from(msgspec.to_builtins(self), source="plan")
         return blake3(msgspec.msgpack.encode(plan, order="sorted")).hexdigest()
 
-    def with_setting(self, assignment: str) -> "Plan":
-        """Return a plan with one setting changed.
+    def with_setting(self, *assignments: str) -> "Plan":
+        """Return a plan with settings changed; it has to be one when all of them are.
 
         Args:
-            assignment: ``key=value`` with dots in the key and a TOML value, e.g.
+            assignments: ``key=value`` with dots in the key and a TOML value, e.g.
                 ``local.mu=0.1``; a value that is no TOML is taken as text.  Another
                 ``local.name`` forgets what the one before was set to.
 
         Raises:
             ConfigurationError: If there is no such key or the value does not fit.
         """
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            msg = f"--set {assignment}: expected key=value, e.g. rounds=5"
-            raise ConfigurationError(msg)
         tree = msgspec.to_builtins(self)
-        *tables, last = key.strip().split(".")
-        table: dict[str, Any] = tree
-        for name in tables:
-            inner = table.get(name)
-            if not isinstance(inner, dict):
-                msg = f"--set {assignment}: a plan has no table {name!r}"
-                raise ConfigurationError(msg)
-            table = cast("dict[str, Any]", inner)
-        if tables == ["local"] and last == "name":
-            table.clear()
-        table[last] = _toml_value(value.strip())
-        return plan_from(tree, source=f"--set {assignment}")
+        for assignment in assignments:
+            _assign(tree, assignment)
+        source = " ".join(f"--set {assignment}" for assignment in assignments)
+        return plan_from(tree, source=source)
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    """Change one setting in the tree of a plan."""
+    key, equals, value = assignment.partition("=")
+    if not equals:
+        msg = f"--set {assignment}: expected key=value, e.g. rounds=5"
+        raise ConfigurationError(msg)
+    *tables, last = key.strip().split(".")
+    table = tree
+    for name in tables:
+        inner = table.get(name)
+        if not isinstance(inner, dict):
+            msg = f"--set {assignment}: a plan has no table {name!r}"
+            raise ConfigurationError(msg)
+        table = cast("dict[str, Any]", inner)
+    if tables == ["local"] and last == "name":
+        table.clear()
+    table[last] = _toml_value(value.strip())
 
 
 def plan_from(tree: object, *, source: str) -> Plan:

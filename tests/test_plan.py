@@ -147,9 +147,41 @@ def test_a_quorum_cannot_exceed_the_sites() -> None:
         Selection(sites=2, quorum=3)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"k": 2}, "k = 2 sites are to be chosen: say how, with choose"),
+        ({"choose": "random"}, "choose = 'random': say how many sites, with k"),
+        ({"choose": "random", "k": 5}, "k = 5 can never be chosen from sites = 4"),
+        (
+            {"choose": "random", "k": 2, "quorum": 3},
+            "quorum = 3 can never be met by k = 2",
+        ),
+    ],
+)
+def test_a_cohort_that_cannot_be_is_refused(
+    settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        Selection(sites=4, **settings)
+
+
+def test_settings_that_need_each_other_may_come_in_any_order() -> None:
+    plan = Plan(rounds=3, selection=Selection(sites=4))
+
+    changed = plan.with_setting("selection.k=2", "selection.choose=by_size")
+
+    assert changed.selection == Selection(sites=4, k=2, choose="by_size")
+    assert plan.with_setting() == plan
+
+
 @pytest.mark.parametrize(("quorum", "least"), [(None, 4), (1, 1), (4, 4)])
 def test_without_a_quorum_all_sites_are_needed(quorum: int | None, least: int) -> None:
     assert Selection(sites=4, quorum=quorum).least == least
+
+
+def test_without_a_quorum_the_whole_cohort_is_needed() -> None:
+    assert Selection(sites=4, choose="random", k=3).least == 3
 
 
 @pytest.mark.parametrize(
@@ -232,5 +264,5 @@ def test_a_fingerprint_does_not_depend_on_how_the_plan_was_written() -> None:
 
 def test_the_fingerprint_of_a_plan_is_what_it_was() -> None:
     """Site files name it, so that it must not change unseen."""
-    expected = "5cd9d213630dc62df70753301d7ee179e82b2a0841d089810e0711143fdb5549"
+    expected = "12c0a92264af70aa3a7c50956c61c31b04009ac63e6eccdc4bd86af2e75fef40"
     assert Plan(rounds=3).fingerprint == expected

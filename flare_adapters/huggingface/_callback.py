@@ -20,6 +20,7 @@ from transformers import (
 from flare_adapters._torch import LocalSession, options
 from flare_adapters.huggingface._count import Tally
 from flare_adapters.huggingface._loop import (
+    Untrained,
     evaluates,
     evaluation_metrics,
     horizon_of,
@@ -91,6 +92,7 @@ class FLCallback(TrainerCallback):
         self._hooks: list[RemovableHandle] = []
         self._step = self._steps_before = 0
         self._evaluated_at = -1
+        self._untrained: Untrained | None = None
 
     def on_init_end(
         self,
@@ -146,6 +148,9 @@ class FLCallback(TrainerCallback):
             with _told(session):
                 kwargs |= {"model": model, "optimizer": optimizer}
                 self._join(session, args, state, **kwargs)
+        if session.final:  # it was in no round's cohort
+            self._untrained = Untrained(model)
+            control.should_training_stop = True
         self._hook(session, args, model, innermost(optimizer))
 
     def on_epoch_begin(
@@ -168,7 +173,9 @@ class FLCallback(TrainerCallback):
     ) -> None:
         """Count, and exchange if a round of steps is over."""
         session = self._session
-        if session is not None and self._tally is not None:
+        if self._untrained is not None:
+            self._untrained.put_back()
+        elif session is not None and self._tally is not None:
             self._step = self._steps_before + state.global_step
             session.at_step(self._step)
             session.saw(*self._tally.take())
@@ -185,6 +192,10 @@ class FLCallback(TrainerCallback):
     ) -> None:
         """Exchange if a round of epochs is over; an epoch left unfinished is none."""
         session = self._session
+        if self._untrained is not None:
+            self._untrained.put_back()
+            control.should_evaluate |= evaluates(args)
+            return
         if session is None:
             return
         unfinished = not float(state.epoch or 0).is_integer()
@@ -222,7 +233,7 @@ class FLCallback(TrainerCallback):
         The model may be another one by now: see ``load_best_model_at_end``.
         """
         session, self._session = self._session, None
-        self._recovery = None
+        self._recovery = self._untrained = None
         self._unhook()
         if session is not None:
             at = f"at step {state.global_step} of {state.max_steps}"

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, final
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, has_length
@@ -49,6 +51,26 @@ def playable(
         return math.inf
     steps_an_epoch = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
     return played + steps / max(steps_an_epoch, 1)
+
+
+@final
+class Untrained:
+    """A model that no step changes: the `Trainer` takes one before it looks at `stop`.
+
+    Args:
+        model: It.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        trained = (one for one in model.parameters() if one.requires_grad)
+        self._tensors = [*trained, *model.buffers()]
+        self._values = [one.detach().clone() for one in self._tensors]
+
+    def put_back(self) -> None:
+        """Undo what was done to it."""
+        with torch.no_grad():
+            for tensor, value in zip(self._tensors, self._values, strict=True):
+                tensor.copy_(value)
 
 
 def evaluates(args: TrainingArguments) -> bool:

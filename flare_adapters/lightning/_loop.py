@@ -34,6 +34,8 @@ def fit_length_to(
     total = session.total_length
     trainer.fit_loop.max_epochs = -1 if by_steps else epochs + total
     trainer.fit_loop.epoch_loop.max_steps = steps + total if by_steps else -1
+    # a run that ends early, or did without this site, ends here too
+    trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
 
 
 def playable(session: LocalSession, trainer: Trainer, start: tuple[int, int]) -> float:

@@ -180,7 +180,9 @@ class FLHandler:
             state.epoch_length or 1
         )
         self._join(session, self._network)
-        self._owes_validation = session.schedule.unit == "steps"
+        self._owes_validation = session.final or session.schedule.unit == "steps"
+        if session.final:  # it was in no round's cohort
+            stop(engine, epoch_is_over=True)
 
     def _join(self, session: LocalSession, network: nn.Module) -> None:
         session.join(

@@ -43,6 +43,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         round: Its number, from 0.
+        cohort: The sites that were invited, in order.
         sites: Report of each site whose update counts.
         num_examples: Of all sites.
         global_metrics: Weighted mean over the sites, before local training.
@@ -56,6 +57,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     round: int
+    cohort: Sequence[str]
     sites: Mapping[str, SiteReport]
     num_examples: int
     global_metrics: Metrics
@@ -121,6 +123,7 @@ class Published:
         weights: What is in it, mapped; valid even when the file is gone.
         blake3: Hash of the file, in hexadecimal.
         final: Whether it is the last one.
+        cohort: The sites that are invited to the round.
     """
 
     round_number: int
@@ -128,6 +131,7 @@ class Published:
     weights: ModelState
     blake3: str
     final: bool
+    cohort: Sequence[str]
 
 
 @final

@@ -1,6 +1,6 @@
 """Who takes part in a run, who is still here, and whether they fit together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import final
 
 from flare_core._errors import Refusal
@@ -33,6 +33,7 @@ class Lobby:
     def __init__(self, plan: Plan) -> None:
         self._fingerprint = plan.fingerprint
         self._num_sites = plan.selection.sites
+        self._takes_who_comes = plan.selection.takes_who_comes
         self._newcomers = plan.selection.newcomers
         self._most_refusals = plan.admission.most_refusals
         self.joined: dict[str, Join] = {}
@@ -55,15 +56,24 @@ class Lobby:
         return site in self.gone and site in self.joined
 
     @property
+    def wanted(self) -> set[str]:
+        """Those who have joined, gone or not, and may take part."""
+        return {site for site in self.joined if not self._quarantine(site)}
+
+    @property
     def opener(self) -> str:
         """The site whose weights the run starts from: the first one by name."""
         return min(self.joined)
 
-    @property
-    def gone_in_words(self) -> str:
-        """Who is gone that had joined, and why."""
+    def gone_in_words(self, cohort: Collection[str]) -> str:
+        """Return who is gone that a round could go on with, and why.
+
+        Args:
+            cohort: The sites that were invited to it.
+        """
+        able = self.joined if self._takes_who_comes else cohort
         gone = ((site, self.gone[site]) for site in sorted(self.gone))
-        return "; ".join(f"{site} ({why})" for site, why in gone if site in self.joined)
+        return "; ".join(f"{site} ({why})" for site, why in gone if site in able)
 
     def objection(self, hello: Hello) -> str:
         """Return why a site may not take part; empty if it may."""

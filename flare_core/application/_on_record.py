@@ -15,6 +15,7 @@ from flare_core.application._events import (
 from flare_core.application._ledger import Ledger
 from flare_core.application._publication import Publication, blake3_of
 from flare_core.application._worker import Worker
+from flare_core.federation import Round
 
 
 @final
@@ -44,34 +45,47 @@ class OnRecord:
         self._observer = observer
         self._then = then
 
-    def put(self, model: Publication, number: int, record: RoundRecord | None) -> None:
+    def put(
+        self, model: Publication, current: Round, record: RoundRecord | None
+    ) -> None:
         """Put a model on record.
 
         Args:
             model: It.
-            number: Of the round that starts from it.
+            current: The round that starts from it.
             record: Of the round that it came out of, if that has to be told.
         """
         self._worker.do(
             partial(blake3_of, model.model.path),
-            partial(self._hashed, model, number, record),
+            partial(self._hashed, model, current, record),
         )
 
     def _hashed(
-        self, model: Publication, number: int, record: RoundRecord | None, blake3: str
+        self,
+        model: Publication,
+        current: Round,
+        record: RoundRecord | None,
+        blake3: str,
     ) -> None:
+        number = current.number
         path, layout = model.model.path, model.weights.layout
         self._ledger.keep(
             lambda archive: archive.keep_model(number, path, blake3, layout),
-            partial(self._kept, model, number, record, blake3),
+            partial(self._kept, model, current, record, blake3),
         )
 
     def _kept(
-        self, model: Publication, number: int, record: RoundRecord | None, blake3: str
+        self,
+        model: Publication,
+        current: Round,
+        record: RoundRecord | None,
+        blake3: str,
     ) -> None:
+        number = current.number
         final = number == self._rounds
         path, weights = model.model.path, model.weights
-        self._observer(Published(number, path, weights, blake3, final))
+        cohort = () if final else current.cohort
+        self._observer(Published(number, path, weights, blake3, final, cohort))
         played = record and msgspec.structs.replace(record, blake3=blake3)
         if played is not None:
             self._observer(RoundPlayed(played))

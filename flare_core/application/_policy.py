@@ -99,8 +99,8 @@ def _check_settings(site: Site, plan: Plan) -> None:
             "smallest_cohort",
             expected=f"rounds of at least {policy.smallest_cohort} updates",
             got=f"a plan with rounds of {least}",
-            advice="have selection.quorum, or selection.sites without it, raised in "
-            "the plan",
+            advice="have selection.quorum raised in the plan; without it, rounds are "
+            "of selection.k updates, or else of selection.sites",
         )
     if policy.privacy != "none":
         raise _error(

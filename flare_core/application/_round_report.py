@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import msgspec
@@ -54,10 +54,16 @@ class RoundReport:
         self._sites[site] = report
         self._began = min(self._began, time.monotonic() - report.seconds)
 
-    def record(self, weights: Mapping[str, int], outcome: Publication) -> RoundRecord:
+    def record(
+        self,
+        cohort: Sequence[str],
+        weights: Mapping[str, int],
+        outcome: Publication,
+    ) -> RoundRecord:
         """Return the record of the round; the hash of what came out is to follow.
 
         Args:
+            cohort: The sites that were invited.
             weights: Examples of each site whose update counts.
             outcome: The new model.
         """
@@ -66,6 +72,7 @@ class RoundReport:
         after = {site: report.metrics for site, report in sites.items()}
         return RoundRecord(
             round=self._number,
+            cohort=cohort,
             sites=sites,
             num_examples=sum(weights.values()),
             global_metrics=_mean(before, weights),

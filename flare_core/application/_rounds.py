@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import final
 
-from flare_core._errors import Refusal
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Plan, RoundPolicy
+from flare_core.application._cohorts import Cohorts
 from flare_core.application._deadline import Deadline
 from flare_core.application._distribution import Distribution, Send
 from flare_core.application._events import (
@@ -24,14 +24,14 @@ from flare_core.application._lobby import Lobby
 from flare_core.application._on_record import OnRecord
 from flare_core.application._opening import Initial
 from flare_core.application._publication import Publication
+from flare_core.application._restoring import Restoring
 from flare_core.application._round_report import RoundReport, contribution
-from flare_core.application._run_store import Kept, KeptUpdate, RunStore
+from flare_core.application._run_store import Kept, RunStore
 from flare_core.application._waiting import Waiting
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     INITIAL,
     Aborted,
-    Again,
     Committed,
     Offer,
     Parcel,
@@ -95,6 +95,15 @@ class Rounds:
         self._model: Publication | None = None
         self._distribution: Distribution | None = None
         self._folding: Folding | None = None
+        self._cohorts = Cohorts(plan.selection, lobby)
+        self._restoring = Restoring(
+            lobby=lobby,
+            intake=intake,
+            worker=worker,
+            send=send,
+            count=self._restored,
+            go_on=self._go_on,
+        )
         self._closing = False
         self._owed: list[tuple[str, Offer]] = []
         self._waiting = Waiting(plan, lobby, send, observer)
@@ -144,11 +153,9 @@ class Rounds:
         model = folding.resume(number, kept.stream, kept.memory)
         current = self._open(model, number, kept.cohort)
         self.weights = kept.weights
-        for site in self._lobby.gone.keys() - {one.site for one in kept.updates}:
-            self._do_without(site, current)
-        for update in kept.updates:
-            self._restore(update, current)
-        self._on_record.put(model, number, kept.record)
+        self._cohorts.learn(kept.sizes)
+        self._restoring.begin(current, kept.updates)
+        self._on_record.put(model, current, kept.record)
         self._look_whether_it_waits(current)
         self._go_on(current)
 
@@ -179,7 +186,8 @@ class Rounds:
         if current is None or self._distribution is None:
             return
         if round_number < current.number:  # it has not heard that the round is over
-            self._distribution.announce(site)
+            if self.finished or site in current.cohort:
+                self._distribution.announce(site)
         elif round_number > current.number:
             reason = (
                 f"site {site!r} is in round {round_number}, and the server in round "
@@ -195,10 +203,13 @@ class Rounds:
         """
         current = self._round
         if current is None:
-            return 0
-        if self._closing or self.finished:
-            return min(current.number + 1, self._plan.rounds)
-        if site not in current.cohort and not self._waiting.reason:
+            return self._cohorts.since(site, 0)
+        if self.finished:
+            return current.number
+        if self._closing:
+            return self._cohorts.since(site, current.number + 1)
+        fills_in = self._waiting.reason and self._plan.selection.takes_who_comes
+        if site not in current.cohort and not fills_in:
             return current.number + 1
         current.invite(site)
         if current.awaits(site):  # else it is in, and nothing may change it
@@ -264,37 +275,12 @@ class Rounds:
         assert self._folding is not None  # noqa: S101 - there is a model
         return self._folding
 
-    def _restore(self, update: KeptUpdate, current: Round) -> None:
-        """Look at an update that was committed before this server was started."""
-        parcel = self._intake.restored(update)
-        if parcel is not None:
-            restored = partial(self._restored, parcel, update, current)
-            self._worker.do(self._intake.inspection(parcel), restored)
-        elif update.site in self._lobby.gone:
-            self._do_without(update.site, current)
-
     def _restored(
-        self,
-        parcel: Parcel,
-        update: KeptUpdate,
-        current: Round,
-        weights: ModelState | Refusal,
+        self, parcel: Parcel, weights: ModelState, report: SiteReport
     ) -> None:
-        if self._intake.looked(parcel.site):
-            self._send(parcel.site, Again())
-        if isinstance(weights, Refusal):
-            self._intake.ask_again(weights)
-            if parcel.site in self._lobby.gone:
-                self._do_without(parcel.site, current)
-        elif current.receive(parcel.site, current.number, parcel.offer.num_examples):
-            self._keep(parcel, weights)
-            self._report.restored(parcel.site, update.report)
-        self._go_on(current)
-
-    def _do_without(self, site: str, current: Round) -> None:
-        """Wait for a site no more that was gone before this server was started."""
-        current.lose(site)
-        self._intake.forget(site)
+        """An update was committed before this server was started, and is good."""
+        self._keep(parcel, weights)
+        self._report.restored(parcel.site, report)
 
     def _go_on(self, current: Round) -> None:
         """Fold what is ready, and end the round if that was all, or it is time."""
@@ -325,7 +311,8 @@ class Rounds:
             self._failed(f"round {current.number}: {outcome}", "")
             return
         self.weights = current.num_examples
-        record = self._report.record(self.weights, outcome)
+        self._cohorts.learn(self.weights)
+        record = self._report.record(current.cohort, self.weights, outcome)
         number, weights = current.number, self.weights
         self._lobby.counted |= dict.fromkeys(weights, number)
         self._ledger.keep(
@@ -337,24 +324,29 @@ class Rounds:
         self, model: Publication, number: int, record: RoundRecord | None
     ) -> None:
         """Keep a model, and open the round that starts from it."""
+        cohort = self._cohorts.choose(number)
 
         def opened() -> None:
             before = self._model
-            current = self._open(model, number, self._lobby.present)
+            current = self._open(model, number, self._cohorts.opened())
+            for site in self._lobby.gone:
+                self._restoring.do_without(site, current)
             for site, offer in self._owed:
                 self._committed(site, offer)
             self._owed.clear()
             for site in sorted(self._lobby.present):
                 if not self._intake.sends(site):
                     self.announce(site)
-            self._on_record.put(model, number, record)
+            self._on_record.put(model, current, record)
             if before is not None:
                 self._worker.do_aside(before.discard)
             if self.finished:
                 self._worker.do_aside(partial(sync, model.model.path))
             self._look_whether_it_waits(current)
 
-        self._ledger.write(lambda store: store.published(number, model, record), opened)
+        self._ledger.write(
+            lambda store: store.published(number, model, record, cohort), opened
+        )
 
     def _open(self, model: Publication, number: int, invited: set[str]) -> Round:
         """Wait for the updates of a round, and return it."""
@@ -382,7 +374,8 @@ class Rounds:
         if self.finished:
             self._waiting.over(current.number)
         elif current.short_by and not self._patient:
-            why = f"sites are gone: {self._lobby.gone_in_words}"
+            gone = self._lobby.gone_in_words(current.cohort)
+            why = f"sites are gone: {gone}"
             self._failed(self._waiting.in_vain(current, why), "")
         else:
             self._waiting.look(current, overdue=self._deadline.passed)

@@ -6,7 +6,7 @@ from what its sites were told, or from a moment before that they will repeat.
 """
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar, final
@@ -21,7 +21,7 @@ from flare_core.application._events import RoundRecord, SiteReport
 from flare_core.application._publication import Publication
 from flare_core.communication import Join, Offer, Parcel, mapped, sync
 
-_FORMAT = 2
+_FORMAT = 3
 NAME = "run.sqlite"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (format INTEGER, run TEXT, plan TEXT) STRICT;
@@ -46,8 +46,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         join: What it said it would exchange.
-        since: The first round that it was invited to; of one that is gone when a round
-            opens, the one after that.
+        since: The first round that it was invited to; of one that a round opens
+            without, the one after that.
         present: Whether it takes part now.
         refusals: How often something of it was refused.
         metrics: Of the final model, if it has left with them.
@@ -117,7 +117,15 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
         before = self.record or (self.records[-1] if self.records else None)
         if before is None:
             return {}
-        return {name: one.num_examples for name, one in before.sites.items()}
+        return _sizes(before)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Examples in the last update of each site that counted."""
+        found: dict[str, int] = {}
+        for record in [*self.records, *filter(None, [self.record])]:
+            found |= _sizes(record)
+        return found
 
 
 @final
@@ -212,7 +220,11 @@ class RunStore:
         )
 
     def published(
-        self, number: int, model: Publication, record: RoundRecord | None
+        self,
+        number: int,
+        model: Publication,
+        record: RoundRecord | None,
+        cohort: Iterable[str],
     ) -> None:
         """Keep a global model: from here on its round is played, not the one before.
 
@@ -220,6 +232,7 @@ class RunStore:
             number: The round that starts from it.
             model: It.
             record: Of the round that it came out of.
+            cohort: Who is invited.
         """
         file, memory = model.model, model.memory
         for path in filter(None, (file.path, memory and memory.path, file.path.parent)):
@@ -228,7 +241,9 @@ class RunStore:
         with transaction(self._db):
             self._db.execute("DELETE FROM updates")
             self._db.execute(
-                "UPDATE sites SET since = ? WHERE NOT present", (number + 1,)
+                "UPDATE sites SET since = ? "
+                "WHERE name NOT IN (SELECT value FROM json_each(?))",
+                (number + 1, msgspec.json.encode(sorted(cohort)).decode()),
             )
             self._db.execute(
                 "INSERT INTO models VALUES (?, ?, ?, '', ?)",
@@ -318,6 +333,10 @@ class RunStore:
             "INSERT OR REPLACE INTO sites VALUES (?, ?, ?, 1, 0, NULL)",
             (site, msgspec.msgpack.encode(join), since),
         )
+
+
+def _sizes(record: RoundRecord) -> dict[str, int]:
+    return {name: one.num_examples for name, one in record.sites.items()}
 
 
 def digest_of(path: Path) -> bytes:

@@ -67,7 +67,7 @@ class Waiting:
         if current.short_by:
             return (
                 f"round {number} needs {self._least} updates; {current.short_by} of "
-                f"these must come back: {self._lobby.gone_in_words}"
+                f"these must come back: {self._lobby.gone_in_words(current.cohort)}"
             )
         if overdue and here < self._least:
             return (

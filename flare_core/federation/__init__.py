@@ -19,6 +19,7 @@ from flare_core.federation._combining import Combining, combining
 from flare_core.federation._contribution import Contribution
 from flare_core.federation._fold import Each, Fold, Part, batches
 from flare_core.federation._geometric import GeometricMedian
+from flare_core.federation._invited import invited
 from flare_core.federation._krum import Krum, MultiKrum
 from flare_core.federation._lora import LoraReport, Pair, lora_report, pairs_of
 from flare_core.federation._lora_choice import LoraRule, lora_rule
@@ -80,6 +81,7 @@ __all__ = [
     "differing_schedules",
     "factor_mean",
     "inadmissible",
+    "invited",
     "lora_report",
     "lora_rule",
     "misfit",

@@ -18,12 +18,8 @@ from rich.table import Table
 
 from flare_core._local import Plain
 from flare_core._model import Metrics
-from flare_core._plan import (
-    AggregationSettings,
-    Plan,
-    Selection,
-    StrategySettings,
-)
+from flare_core._plan import AggregationSettings, Plan, StrategySettings
+from flare_core._selection import Selection
 from flare_core._site import Site
 from flare_core.application import Result
 from flare_core.management._display import Display

@@ -20,7 +20,13 @@ from flare_core.application import (
     Updated,
 )
 from flare_core.management._messages import say
-from flare_core.management._wording import bytes_text, counted, lora_text, scores_text
+from flare_core.management._wording import (
+    bytes_text,
+    cohort_text,
+    counted,
+    lora_text,
+    scores_text,
+)
 
 
 @final
@@ -62,7 +68,7 @@ def lines(event: Event, num_sites: int, rounds: int) -> Iterator[str]:
         case Updated():
             yield _update(event)
         case RoundPlayed() if num_sites > 1:
-            yield _round(event.record, rounds)
+            yield _round(event.record, num_sites, rounds)
             if event.record.lora is not None:
                 yield lora_text(event.record.lora)
         case SiteRefused():
@@ -88,8 +94,9 @@ def _update(event: Updated) -> str:
     return f"{event.site} round {event.round_number}: {_joined(parts)}"
 
 
-def _round(record: RoundRecord, rounds: int) -> str:
+def _round(record: RoundRecord, num_sites: int, rounds: int) -> str:
     parts = [
+        cohort_text(record, num_sites),
         scores_text(record),
         counted(record.num_examples, "example"),
         f"{bytes_text(record.bytes_down)} down",

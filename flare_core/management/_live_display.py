@@ -57,9 +57,11 @@ class _Row:
     bytes_down: int = 0
     bytes_up: int = 0
 
-    def with_model(self, event: Published) -> "_Row":
+    def with_model(self, event: Published, site: str) -> "_Row":
         if event.final:
             return replace(self, state="finishing")
+        if site not in event.cohort:
+            return replace(self, state="waiting")
         return replace(self, state="training", round_number=event.round_number)
 
     def with_report(self, report: SiteReport) -> "_Row":
@@ -143,7 +145,7 @@ def _after(row: _Row, site: str, event: Event) -> _Row:
         case _ if row.state in _ENDED:
             return row
         case Published():
-            return row.with_model(event)
+            return row.with_model(event, site)
         case RunEnded() if event.result.error:
             return replace(row, state="stopped")
         case SiteRefused() if event.refusal.site == site:

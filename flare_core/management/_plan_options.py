@@ -5,7 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from flare_core._plan import Plan, Selection, plan_from
+from flare_core._plan import Plan, plan_from
+from flare_core._selection import Selection
 from flare_core.management._run_folder import is_table, read_plan
 
 DEFAULT_ROUNDS = 3
@@ -37,9 +38,7 @@ def plan_of(
         plan = plan_from(
             msgspec.to_builtins(plan) | {"rounds": rounds}, source=f"--rounds {rounds}"
         )
-    for assignment in settings:
-        plan = plan.with_setting(assignment)
-    return plan
+    return plan.with_setting(*settings)
 
 
 def _from_file(file: Path | None) -> Plan:

@@ -33,7 +33,7 @@ from flare_core.management._plan_options import plan_of
 from flare_core.management._run_folder import without_nulls
 from flare_core.management._run_reading import download, follow, whole
 from flare_core.management._unchanged import adapted
-from flare_core.management._wording import lora_text, scores_text
+from flare_core.management._wording import cohort_text, lora_text, scores_text
 
 _COMMAND = "command"
 _HASH = 12
@@ -155,9 +155,7 @@ def _show(run: _RunArgument, *, home: HomeOption = Path()) -> None:
         say(console, tomli_w.dumps(tree).rstrip(), style="dim")
         for line in records:
             record = msgspec.json.decode(line, type=RoundRecord)
-            digest = record.blake3[:_HASH]
-            text = f"round {record.round}: {scores_text(record)}  blake3 {digest}"
-            say(console, text)
+            say(console, _round(record, info.plan.selection.sites))
             if record.lora is not None:
                 say(console, f"  {lora_text(record.lora)}", style="dim")
         if info.blake3:
@@ -203,6 +201,15 @@ def _download(
     with exit_codes(), account_of(home).control() as control:
         for path in download(control, run, folder or Path(run)):
             say(Console(), str(path))
+
+
+def _round(record: RoundRecord, num_sites: int) -> str:
+    parts = [
+        cohort_text(record, num_sites),
+        scores_text(record),
+        f"blake3 {record.blake3[:_HASH]}",
+    ]
+    return f"round {record.round}: {'  '.join(filter(None, parts))}"
 
 
 def command_line(words: Sequence[str]) -> list[str]:

@@ -235,7 +235,7 @@ class Simulation:
             if code != 0
         ]
         selection = self._plan.selection
-        if len(failures) > selection.sites - selection.least:
+        if len(failures) > selection.largest - selection.least:
             raise failures[0]
         self.tolerated = failures
 

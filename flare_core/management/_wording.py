@@ -8,6 +8,7 @@ from flare_core.application import LoraReport, RoundRecord, SiteReport
 _MOST_METRICS = 4
 _EXACT = 1e-12
 """Relative; what is below it is rounding in float64."""
+_MOST_SITES = 8
 
 
 def metrics_text(metrics: Metrics) -> str:
@@ -23,6 +24,15 @@ def scores_text(report: SiteReport | RoundRecord) -> str:
     before = metrics_text(report.global_metrics)
     after = metrics_text(report.metrics)
     return f"{after} (global model: {before})" if before else after
+
+
+def cohort_text(record: RoundRecord, num_sites: int) -> str:
+    """Return who was invited to a round; empty if all sites were."""
+    if len(record.cohort) >= num_sites:
+        return ""
+    more = ["…"] if len(record.cohort) > _MOST_SITES else []
+    names = ", ".join([*record.cohort[:_MOST_SITES], *more])
+    return f"{len(record.cohort)} of {counted(num_sites, 'site')} ({names})"
 
 
 def lora_text(lora: LoraReport) -> str:

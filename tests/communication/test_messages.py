@@ -8,9 +8,9 @@ from flare_core._local import FedProx, Plain
 from flare_core._plan import (
     AggregationSettings,
     Schedule,
-    Selection,
     StrategySettings,
 )
+from flare_core._selection import Selection
 from flare_core.communication import (
     CHUNK_BYTES,
     INITIAL,
