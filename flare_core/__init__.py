@@ -53,6 +53,7 @@ from flare_core._plan import (
 )
 from flare_core._selection import Selection
 from flare_core._site import Binding, Policy, Resources, Site, site
+from flare_core._stop import Stop
 from flare_core.federation import (
     Aggregation,
     Cohort,
@@ -124,6 +125,7 @@ __all__ = [
     "ServerUnreachableError",
     "Shares",
     "Site",
+    "Stop",
     "Strategy",
     "StrategySettings",
     "TensorClass",

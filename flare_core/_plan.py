@@ -10,6 +10,7 @@ from flare_core._errors import ConfigurationError
 from flare_core._local import FedDyn, Local, Plain, Scaffold
 from flare_core._lora import Lora
 from flare_core._selection import Selection
+from flare_core._stop import Stop
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 OptimizerState: TypeAlias = Literal["keep", "reset"]
@@ -169,7 +170,7 @@ class Plan(_Settings, frozen=True):
     """What a run does.  It is the server's, and every site gets it before it trains.
 
     Attributes:
-        rounds: Rounds to play.
+        rounds: Rounds to play, unless the table ``stop`` ends the run before.
         schedule: Where a round ends; if empty, what each script says itself.
         aggregation: How updates are combined.
         strategy: How the model is moved by what comes out.
@@ -177,6 +178,7 @@ class Plan(_Settings, frozen=True):
         lora: How LoRA weights are combined, in models that have some.
         selection: Which sites take part.
         round: When a round ends that not all sites have answered.
+        stop: Which global model is the best, and when the run ends early.
         admission: What updates must keep to.
         encoding: How models travel.
         select: Tensors to exchange: ``"auto"``, ``"all"``, ``"trainable"``,
@@ -195,6 +197,7 @@ class Plan(_Settings, frozen=True):
     lora: Lora = Lora()
     selection: Selection = Selection()
     round: RoundPolicy = RoundPolicy()
+    stop: Stop = Stop()
     admission: Admission = Admission()
     encoding: Encoding = Encoding()
     select: Select | None = None

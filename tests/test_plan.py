@@ -14,9 +14,11 @@ from flare_core import (
     Plan,
     Schedule,
     Selection,
+    Stop,
     StrategySettings,
 )
 from flare_core._plan import plan_from
+from flare_core._selection import Choose
 
 
 @pytest.mark.parametrize(
@@ -206,9 +208,24 @@ _VALUE = st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | st.te
 _SETTINGS = st.dictionaries(st.text(), _VALUE, max_size=3)
 
 
+_STOPS = st.builds(
+    Stop,
+    metric=st.text(min_size=1),
+    mode=st.sampled_from(["min", "max"]),
+    patience=st.none() | _COUNT,
+    target=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+)
+
+
+_SOME: st.SearchStrategy[Choose] = st.sampled_from(
+    ["random", "round_robin", "by_size", "available"]
+)
+
+
 @st.composite
 def _plans(draw: st.DrawFn) -> Plan:
     sites = draw(_COUNT)
+    k = draw(st.none() | st.integers(1, sites))
     unit = draw(st.sampled_from(["every_n_epochs", "every_n_steps"]))
     schedule = {unit: draw(_COUNT)} if draw(st.booleans()) else {}
     return Plan(
@@ -218,8 +235,13 @@ def _plans(draw: st.DrawFn) -> Plan:
         strategy=StrategySettings(settings=draw(_SETTINGS)),
         local=draw(st.builds(Plain) | st.builds(FedProx, mu=st.floats(0, 10))),
         selection=Selection(
-            sites=sites, quorum=draw(st.none() | st.integers(1, sites))
+            sites=sites,
+            quorum=draw(st.none() | st.integers(1, k or sites)),
+            choose="all" if k is None else draw(_SOME),
+            k=k,
+            seed=draw(st.integers(-9, 9)),
         ),
+        stop=draw(_STOPS),
         select=draw(st.none() | st.text() | st.lists(st.text(), max_size=3)),
         optimizer_state=draw(st.sampled_from([None, "keep", "reset"])),
     )
@@ -264,5 +286,5 @@ def test_a_fingerprint_does_not_depend_on_how_the_plan_was_written() -> None:
 
 def test_the_fingerprint_of_a_plan_is_what_it_was() -> None:
     """Site files name it, so that it must not change unseen."""
-    expected = "12c0a92264af70aa3a7c50956c61c31b04009ac63e6eccdc4bd86af2e75fef40"
+    expected = "feae0bf5d9cfcbe1dca8e2cdd866bdf248bc36c0cda54d3b719a8cac69b82b30"
     assert Plan(rounds=3).fingerprint == expected

@@ -13,6 +13,9 @@ from flare_core.application._client import Client, ClientRound, join
 from flare_core.application._databases import copied, database_faults, transaction
 from flare_core.application._desk import Asker, Desk
 from flare_core.application._events import (
+    Best,
+    BestFound,
+    EndsEarly,
     Event,
     Observer,
     Published,
@@ -46,9 +49,12 @@ from flare_core.federation import LoraReport
 __all__ = [
     "Asker",
     "AuditLog",
+    "Best",
+    "BestFound",
     "Client",
     "ClientRound",
     "Desk",
+    "EndsEarly",
     "Event",
     "Finding",
     "Host",

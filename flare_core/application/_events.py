@@ -70,6 +70,23 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     lora: LoraReport | None = None
 
 
+class Best(msgspec.Struct, frozen=True, kw_only=True):
+    """The best global model of a run.
+
+    Attributes:
+        number: The round that started from it; of the final model, the number of
+            rounds played.
+        metric: By which it is the best.
+        value: Of the metric: mean over the sites, by their examples.
+        blake3: Its hash.
+    """
+
+    number: int
+    metric: str
+    value: float
+    blake3: str
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """How a run ended.
 
@@ -78,7 +95,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         blake3: Of the last global model; empty if there is none.
         metrics: Of the final model: mean over the sites, weighted as in the last round.
         sites: Each site's metrics of the final model.
-        error: Why it ended early; empty if it did not.
+        best: The best global model, where the plan says by which metric.
+        stopped: Why fewer rounds were played than the plan has; empty if all were.
+        error: Why it failed; empty if it did not.
         failed_site: The site whose failure ended it, if one did.
     """
 
@@ -86,6 +105,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     blake3: str = ""
     metrics: Metrics = {}
     sites: Mapping[str, Metrics] = {}
+    best: Best | None = None
+    stopped: str = ""
     error: str = ""
     failed_site: str = ""
 
@@ -150,6 +171,34 @@ class RoundPlayed:
     """A round is over."""
 
     record: RoundRecord
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BestFound:
+    """A global model is better than all before, as its sites say.
+
+    Attributes:
+        best: It.
+        path: A safetensors file; link or copy it, it is removed with the next one.
+    """
+
+    best: Best
+    path: Path
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EndsEarly:
+    """No round follows, though the plan has more.
+
+    Attributes:
+        rounds: How many were played.
+        reason: Why no more are.
+    """
+
+    rounds: int
+    reason: str
 
 
 @final
@@ -241,6 +290,8 @@ Event: TypeAlias = (
     | Published
     | Updated
     | RoundPlayed
+    | BestFound
+    | EndsEarly
     | SiteRefused
     | SiteLeft
     | UpdateIgnored

@@ -23,7 +23,6 @@ class OnRecord:
     """Takes the hash of each global model, and tells of it.
 
     Args:
-        rounds: How many the run has.
         worker: Takes the hashes while the server answers.
         ledger: Keeps them.
         observer: Told of each model, and of the round before.
@@ -32,21 +31,24 @@ class OnRecord:
 
     def __init__(
         self,
-        rounds: int,
         *,
         worker: Worker,
         ledger: Ledger,
         observer: Observer,
         then: Callable[[int, str], None],
     ) -> None:
-        self._rounds = rounds
         self._worker = worker
         self._ledger = ledger
         self._observer = observer
         self._then = then
 
     def put(
-        self, model: Publication, current: Round, record: RoundRecord | None
+        self,
+        model: Publication,
+        current: Round,
+        record: RoundRecord | None,
+        *,
+        final: bool,
     ) -> None:
         """Put a model on record.
 
@@ -54,38 +56,26 @@ class OnRecord:
             model: It.
             current: The round that starts from it.
             record: Of the round that it came out of, if that has to be told.
+            final: Whether it is the last one.
         """
-        self._worker.do(
-            partial(blake3_of, model.model.path),
-            partial(self._hashed, model, current, record),
-        )
-
-    def _hashed(
-        self,
-        model: Publication,
-        current: Round,
-        record: RoundRecord | None,
-        blake3: str,
-    ) -> None:
-        number = current.number
-        path, layout = model.model.path, model.weights.layout
-        self._ledger.keep(
-            lambda archive: archive.keep_model(number, path, blake3, layout),
-            partial(self._kept, model, current, record, blake3),
-        )
-
-    def _kept(
-        self,
-        model: Publication,
-        current: Round,
-        record: RoundRecord | None,
-        blake3: str,
-    ) -> None:
-        number = current.number
-        final = number == self._rounds
-        path, weights = model.model.path, model.weights
+        number, path, weights = current.number, model.model.path, model.weights
         cohort = () if final else current.cohort
-        self._observer(Published(number, path, weights, blake3, final, cohort))
+
+        def hashed(blake3: str) -> None:
+            self._ledger.keep(
+                lambda archive: archive.keep_model(
+                    number, path, blake3, weights.layout
+                ),
+                partial(kept, blake3),
+            )
+
+        def kept(blake3: str) -> None:
+            self._observer(Published(number, path, weights, blake3, final, cohort))
+            self._tell(number, blake3, record)
+
+        self._worker.do(partial(blake3_of, path), hashed)
+
+    def _tell(self, number: int, blake3: str, record: RoundRecord | None) -> None:
         played = record and msgspec.structs.replace(record, blake3=blake3)
         if played is not None:
             self._observer(RoundPlayed(played))

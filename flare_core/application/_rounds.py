@@ -8,6 +8,7 @@ from typing import final
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Plan, RoundPolicy
 from flare_core.application._cohorts import Cohorts
+from flare_core.application._course import Course
 from flare_core.application._deadline import Deadline
 from flare_core.application._distribution import Distribution, Send
 from flare_core.application._events import (
@@ -47,6 +48,7 @@ class Rounds:
 
     Args:
         plan: What is played.
+        course: Says when no round follows.
         lobby: Who takes part.
         intake: Receives the updates.
         folds: Returns what makes one model of updates of a layout.
@@ -66,6 +68,7 @@ class Rounds:
         self,
         plan: Plan,
         *,
+        course: Course,
         lobby: Lobby,
         intake: Intake,
         folds: Callable[[Layout], Folding],
@@ -86,8 +89,9 @@ class Rounds:
         self._send = send
         self._observer = observer
         self._on_record = OnRecord(
-            plan.rounds, worker=worker, ledger=ledger, observer=observer, then=recorded
+            worker=worker, ledger=ledger, observer=observer, then=recorded
         )
+        self._course = course
         self._failed = failed
         self._patient = patient
         self._round: Round | None = None
@@ -123,7 +127,7 @@ class Rounds:
     @property
     def finished(self) -> bool:
         """Whether the final model is out."""
-        return self.number == self._plan.rounds
+        return self.number == self._course.last
 
     @property
     def due(self) -> float:
@@ -149,13 +153,14 @@ class Rounds:
         """
         number = kept.number
         assert number is not None  # noqa: S101 - else there is no round
+        self._course.resume(kept.played, kept.hashes)
         self._folding = folding = self._folds(layout)
         model = folding.resume(number, kept.stream, kept.memory)
         current = self._open(model, number, kept.cohort)
         self.weights = kept.weights
         self._cohorts.learn(kept.sizes)
         self._restoring.begin(current, kept.updates)
-        self._on_record.put(model, current, kept.record)
+        self._on_record.put(model, current, kept.record, final=self.finished)
         self._look_whether_it_waits(current)
         self._go_on(current)
 
@@ -313,6 +318,7 @@ class Rounds:
         self.weights = current.num_examples
         self._cohorts.learn(self.weights)
         record = self._report.record(current.cohort, self.weights, outcome)
+        self._course.played(record)
         number, weights = current.number, self.weights
         self._lobby.counted |= dict.fromkeys(weights, number)
         self._ledger.keep(
@@ -337,7 +343,8 @@ class Rounds:
             for site in sorted(self._lobby.present):
                 if not self._intake.sends(site):
                     self.announce(site)
-            self._on_record.put(model, current, record)
+            self._on_record.put(model, current, record, final=self.finished)
+            self._course.tidy()
             if before is not None:
                 self._worker.do_aside(before.discard)
             if self.finished:
@@ -372,7 +379,7 @@ class Rounds:
     def _look_whether_it_waits(self, current: Round) -> None:
         """Say what the run waits for, or give it up where nobody comes back."""
         if self.finished:
-            self._waiting.over(current.number)
+            self._waiting.over(current.number, self._course.reason)
         elif current.short_by and not self._patient:
             gone = self._lobby.gone_in_words(current.cohort)
             why = f"sites are gone: {gone}"

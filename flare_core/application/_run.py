@@ -7,6 +7,7 @@ import msgspec
 
 from flare_core._errors import Refusal
 from flare_core._model import Metrics, ModelState
+from flare_core.application._course import Course
 from flare_core.application._distribution import Send
 from flare_core.application._events import (
     Observer,
@@ -86,7 +87,7 @@ class Run:
         preflight: bool,
         patient: bool,
     ) -> None:
-        plan = self._plan = welcome.plan
+        plan = welcome.plan
         self._guests = Guests(welcome, send, observer)
         self._patient = patient
         self._send = send
@@ -99,8 +100,10 @@ class Run:
         lora_rule(plan, strategy)  # raises before a site has come
         self._intake = Intake(plan, strategy, spool, share=share)
         self._opening = Opening(self.lobby, self._intake, send)
+        self._course = Course(plan, spool, worker, observer)
         self._rounds = Rounds(
             plan,
+            course=self._course,
             lobby=self.lobby,
             intake=self._intake,
             folds=partial(
@@ -354,6 +357,7 @@ class Run:
             self._rounds.begin(initial)
 
     def _recorded(self, number: int, blake3: str) -> None:
+        self._course.hashed(number, blake3)
         self.result = Result(rounds=number, blake3=blake3)
         self._end_when_all_left()
 
@@ -379,7 +383,10 @@ class Run:
 
     def _end_when_all_left(self) -> None:
         """End, once the final model is on record and nobody needs it any more."""
-        if self.lobby.present or self.result.rounds != self._plan.rounds:
+        rounds = self._rounds
+        recorded = rounds.finished and self.result.rounds == rounds.number
+        if self.lobby.present or not recorded:
             return
-        self.result = parting(self.result, self._final_metrics, self._rounds.weights)
+        result = parting(self.result, self._final_metrics, rounds.weights)
+        self.result = self._course.ended(result)
         self.over = True

@@ -92,6 +92,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
         records: Of the rounds before that are on record, in order.
         updates: Those of the round that are in.
         counted: The last round that an update of each site counted in.
+        hashes: Those of the models that are on record, by number.
     """
 
     sites: Mapping[str, Standing]
@@ -103,6 +104,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     records: list[RoundRecord]
     updates: list[KeptUpdate]
     counted: dict[str, int]
+    hashes: dict[int, str]
 
     @property
     def cohort(self) -> set[str]:
@@ -114,18 +116,20 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def weights(self) -> dict[str, int]:
         """Examples of each site in the round before; none before round 0."""
-        before = self.record or (self.records[-1] if self.records else None)
-        if before is None:
-            return {}
-        return _sizes(before)
+        return _sizes(self.played[-1]) if self.played else {}
 
     @property
     def sizes(self) -> dict[str, int]:
         """Examples in the last update of each site that counted."""
         found: dict[str, int] = {}
-        for record in [*self.records, *filter(None, [self.record])]:
+        for record in self.played:
             found |= _sizes(record)
         return found
+
+    @property
+    def played(self) -> list[RoundRecord]:
+        """The records of all rounds before."""
+        return [*self.records, *filter(None, [self.record])]
 
 
 @final
@@ -311,6 +315,7 @@ class RunStore:
             records=[one for known, one in played if known and one is not None],
             updates=self._updates(),
             counted={site: one.round for _, one in played if one for site in one.sites},
+            hashes={number: blake3 for number, *_, blake3, _ in models if blake3},
         )
 
     def _updates(self) -> list[KeptUpdate]:

@@ -47,6 +47,15 @@ class Spool:
         """Return the file of the global model that a round starts from."""
         return self.folder / f"global-{number}.safetensors"
 
+    def best(self, number: int) -> Path:
+        """Return the file of a global model that was the best when it was linked."""
+        return self.folder / f"best-{number}.safetensors"
+
+    def only_best(self, number: int) -> None:
+        """Remove the files of models that are the best no more."""
+        for path in set(self.folder.glob("best-*")) - {self.best(number)}:
+            path.unlink()
+
     def memory(self, number: int) -> Path:
         """Return the file of what the strategy remembers beside that model."""
         return self.folder / f"strategy-{number}.safetensors"

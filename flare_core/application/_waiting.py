@@ -4,7 +4,7 @@ from typing import final
 
 from flare_core._plan import Plan
 from flare_core.application._distribution import Send
-from flare_core.application._events import Observer, RunPaused, RunResumed
+from flare_core.application._events import EndsEarly, Observer, RunPaused, RunResumed
 from flare_core.application._guests import in_words
 from flare_core.application._lobby import Lobby
 from flare_core.communication import Notice
@@ -43,17 +43,28 @@ class Waiting:
         """
         self._say(in_words(self._reason(current, overdue=overdue)), current.number)
 
-    def over(self, rounds: int) -> None:
-        """Say that nothing is waited for any more: all rounds were played."""
+    def over(self, rounds: int, why: str) -> None:
+        """Say that nothing is waited for any more.
+
+        Args:
+            rounds: How many were played.
+            why: If the plan has more: the reason.
+        """
         self._say("", rounds - 1)
+        if why:
+            self._observer(EndsEarly(rounds, why))
+            self._tell(f"the run ends after {rounds} rounds: {why}")
 
     def _say(self, reason: str, number: int) -> None:
         if reason == self.reason:
             return
         self.reason = reason
         self._observer(RunPaused(number, reason) if reason else RunResumed(number))
+        self._tell(reason or f"round {number} goes on")
+
+    def _tell(self, words: str) -> None:
         for site in sorted(self._lobby.present):
-            self._send(site, Notice(words=reason or f"round {number} goes on"))
+            self._send(site, Notice(words=words))
 
     def in_vain(self, current: Round, why: str) -> str:
         """Return what to say where nobody is waited for."""

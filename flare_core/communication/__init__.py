@@ -50,6 +50,7 @@ from flare_core.communication._messages import (
     Welcome,
 )
 from flare_core.communication._requests import (
+    MODELS,
     AnnounceKey,
     AwaitRuns,
     ChangeKey,
@@ -114,6 +115,7 @@ from flare_core.communication._zmq import (
 __all__ = [
     "CHUNK_BYTES",
     "INITIAL",
+    "MODELS",
     "PROTOCOL",
     "SHORT_BYTES",
     "WINDOW",

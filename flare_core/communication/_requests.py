@@ -13,8 +13,16 @@ State: TypeAlias = Literal[
     "waiting", "playing", "paused", "finished", "stopped", "failed"
 ]
 RunFile: TypeAlias = Literal[
-    "plan.toml", "rounds.jsonl", "result.json", "progress.log", "global.safetensors"
+    "plan.toml",
+    "rounds.jsonl",
+    "result.json",
+    "progress.log",
+    "best.json",
+    "global.safetensors",
+    "best.safetensors",
 ]
+MODELS: frozenset[RunFile] = frozenset({"global.safetensors", "best.safetensors"})
+"""Of these files, those with weights in them."""
 PublicKey: TypeAlias = Annotated[str, msgspec.Meta(min_length=40, max_length=40)]
 Offset: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 

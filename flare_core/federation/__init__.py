@@ -33,6 +33,7 @@ from flare_core.federation._low_rank import (
 from flare_core.federation._momentum import DiLoCo, FedAvgM
 from flare_core.federation._order import Median, TrimmedMean
 from flare_core.federation._round import Round
+from flare_core.federation._scores import Score, Scores
 from flare_core.federation._strategy import FedAvg, Strategy
 from flare_core.federation._weighting import FedNova, QFedAvg
 
@@ -69,6 +70,8 @@ __all__ = [
     "Part",
     "QFedAvg",
     "Round",
+    "Score",
+    "Scores",
     "Shares",
     "Strategy",
     "TrimmedMean",

@@ -6,6 +6,8 @@ from typing import final
 from rich.console import Console
 
 from flare_core.application import (
+    BestFound,
+    EndsEarly,
     Event,
     Observer,
     RoundPlayed,
@@ -68,9 +70,9 @@ def lines(event: Event, num_sites: int, rounds: int) -> Iterator[str]:
         case Updated():
             yield _update(event)
         case RoundPlayed() if num_sites > 1:
-            yield _round(event.record, num_sites, rounds)
-            if event.record.lora is not None:
-                yield lora_text(event.record.lora)
+            yield from _round(event.record, num_sites, rounds)
+        case BestFound() | EndsEarly():
+            yield _course(event)
         case SiteRefused():
             yield f"refused: {event.refusal}"
         case RunPaused():
@@ -94,7 +96,7 @@ def _update(event: Updated) -> str:
     return f"{event.site} round {event.round_number}: {_joined(parts)}"
 
 
-def _round(record: RoundRecord, num_sites: int, rounds: int) -> str:
+def _round(record: RoundRecord, num_sites: int, rounds: int) -> Iterator[str]:
     parts = [
         cohort_text(record, num_sites),
         scores_text(record),
@@ -104,9 +106,16 @@ def _round(record: RoundRecord, num_sites: int, rounds: int) -> str:
         f"{record.seconds:.1f} s",
         f"blake3 {record.blake3[:12]}",
     ]
-    return (
-        f"round {record.round} played ({record.round + 1}/{rounds}): {_joined(parts)}"
-    )
+    yield f"round {record.round} played ({record.round + 1}/{rounds}): {_joined(parts)}"
+    if record.lora is not None:
+        yield lora_text(record.lora)
+
+
+def _course(event: BestFound | EndsEarly) -> str:
+    if isinstance(event, EndsEarly):
+        return f"ends after {counted(event.rounds, 'round')}: {event.reason}"
+    best = event.best
+    return f"best model so far: number {best.number}, {best.metric} {best.value:.4g}"
 
 
 def _joined(parts: Sequence[str]) -> str:

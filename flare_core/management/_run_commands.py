@@ -31,9 +31,14 @@ from flare_core.management._command_options import SetOption
 from flare_core.management._messages import exit_codes, say
 from flare_core.management._plan_options import plan_of
 from flare_core.management._run_folder import without_nulls
-from flare_core.management._run_reading import download, follow, whole
+from flare_core.management._run_reading import best_of, download, follow, whole
 from flare_core.management._unchanged import adapted
-from flare_core.management._wording import cohort_text, lora_text, scores_text
+from flare_core.management._wording import (
+    best_text,
+    cohort_text,
+    lora_text,
+    scores_text,
+)
 
 _COMMAND = "command"
 _HASH = 12
@@ -158,6 +163,8 @@ def _show(run: _RunArgument, *, home: HomeOption = Path()) -> None:
             say(console, _round(record, info.plan.selection.sites))
             if record.lora is not None:
                 say(console, f"  {lora_text(record.lora)}", style="dim")
+        if best := best_of(control, run):
+            say(console, f"best model: {best_text(best, info.rounds)}")
         if info.blake3:
             say(console, f"blake3 {info.blake3}")
 
@@ -195,11 +202,14 @@ def _download(
         Path | None, typer.Argument(help="Where to.  Default: a folder of its name.")
     ] = None,
     *,
+    best: Annotated[
+        bool, typer.Option("--best", help="Get the best global model, too.")
+    ] = False,
     home: HomeOption = Path(),
 ) -> None:
     """Get the record of a run, and its newest global model."""
     with exit_codes(), account_of(home).control() as control:
-        for path in download(control, run, folder or Path(run)):
+        for path in download(control, run, folder or Path(run), best=best):
             say(Console(), str(path))
 
 

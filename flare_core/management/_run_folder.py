@@ -5,6 +5,8 @@
     plan.toml            the plan; `flare simulate --plan` takes it back
     rounds.jsonl         a `RoundRecord` per line
     global.safetensors   the newest global model
+    best.safetensors     the best one, if `Plan.stop` says by which metric
+    best.json            which one that is, as a `Best`
     result.json          the `Result`
     kept.jsonl, kept/    models and updates, if `Plan.keep_updates` says so
     manifest-SITE.jsonl  every tensor that left a site, written by the site
@@ -22,6 +24,7 @@ import tomli_w
 
 from flare_core._errors import ConfigurationError
 from flare_core.application import (
+    BestFound,
     Event,
     Published,
     RoundPlayed,
@@ -35,6 +38,8 @@ from flare_core.application import (
 PLAN = "plan.toml"
 ROUNDS = "rounds.jsonl"
 GLOBAL = "global.safetensors"
+BEST = "best.safetensors"
+BEST_FACTS = "best.json"
 RESULT = "result.json"
 
 
@@ -61,6 +66,9 @@ class RunFolder:
                 self._replace(ROUNDS, lines)
             case Published():
                 link_file(event.path, self._path / GLOBAL)
+            case BestFound():
+                link_file(event.path, self._path / BEST)
+                self._replace(BEST_FACTS, [msgspec.json.encode(event.best), b"\n"])
             case RoundPlayed():
                 self._append(ROUNDS, msgspec.json.encode(event.record) + b"\n")
             case RunEnded():

@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import final
 
 from flare_core.application import Event, LoraReport, Result, RoundPlayed
-from flare_core.management._wording import bytes_text, counted, lora_text, metrics_text
+from flare_core.management._wording import (
+    best_text,
+    bytes_text,
+    counted,
+    lora_text,
+    metrics_text,
+)
 
 
 @final
@@ -51,5 +57,9 @@ def summary(
         yield f"final model: {metrics_text(result.metrics)}{mean}"
     if tally.lora is not None:
         yield f"last round: {lora_text(tally.lora)}"
+    if result.stopped:
+        yield f"ended early: {result.stopped}"
+    if result.best is not None:
+        yield f"best model: {best_text(result.best, result.rounds)}"
     yield f"blake3 {result.blake3}"
     yield f"run folder {folder}"

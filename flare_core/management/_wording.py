@@ -3,7 +3,7 @@
 from rich.filesize import decimal
 
 from flare_core._model import Metrics
-from flare_core.application import LoraReport, RoundRecord, SiteReport
+from flare_core.application import Best, LoraReport, RoundRecord, SiteReport
 
 _MOST_METRICS = 4
 _EXACT = 1e-12
@@ -24,6 +24,14 @@ def scores_text(report: SiteReport | RoundRecord) -> str:
     before = metrics_text(report.global_metrics)
     after = metrics_text(report.metrics)
     return f"{after} (global model: {before})" if before else after
+
+
+def best_text(best: Best, rounds: int) -> str:
+    """Return which global model is the best, of so many rounds."""
+    which = "the final model"
+    if best.number < rounds:
+        which = f"the one that round {best.number} started from"
+    return f"{which}, {metrics_text({best.metric: best.value})}"
 
 
 def cohort_text(record: RoundRecord, num_sites: int) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flare_core.application import Event, Published
 from flare_core.management import SiteFailedError, plan_of, simulate
 from flare_core.management._display import display_on
+from flare_core.management._live_display import LiveDisplay
 from simulated import LEARNS, WriteScript
 
 FAILS = LEARNS.replace("step =", "step = 1 / me.index #")
@@ -54,3 +56,29 @@ def test_shows_which_site_failed_and_which_were_stopped(
     _, first, second, _ = _last_drawn(screen)
     assert first.split()[:2] == ["site-1", "failed"]
     assert second.split()[:2] == ["site-2", "stopped"]
+
+
+def test_a_site_that_is_not_in_the_cohort_waits(
+    script: WriteScript, tmp_path: Path, screen: io.StringIO
+) -> None:
+    terminal = Console(file=screen, force_terminal=True, width=100)
+    settings = ["selection.choose=round_robin", "selection.k=1"]
+    plan = plan_of(None, sites=2, rounds=2, settings=settings)
+    states: list[list[str]] = []
+
+    with LiveDisplay(terminal) as display:
+        watch = display.watch(["site-1", "site-2"], plan.rounds)
+
+        def observe(event: Event) -> None:
+            watch(event)
+            if isinstance(event, Published):
+                rows = display._rows.values()
+                states.append([row.state for row in rows])
+
+        simulate(script(LEARNS), plan=plan, run_dir=tmp_path / "r", observer=observe)
+
+    assert states == [
+        ["training", "waiting"],
+        ["waiting", "training"],
+        ["finishing", "finishing"],
+    ]

@@ -9,11 +9,13 @@ from blake3 import blake3
 
 from flare_core._errors import ConfigurationError
 from flare_core._plan import Plan, plan_from
-from flare_core.application import Result, RoundRecord, run_store_faults
+from flare_core.application import Best, Result, RoundRecord, run_store_faults
 from flare_core.communication import RunInfo
 from flare_core.management._deployment._checked import Checked, Level
 from flare_core.management._deployment._runs import OPEN, SPOOL
 from flare_core.management._run_folder import (
+    BEST,
+    BEST_FACTS,
     GLOBAL,
     PLAN,
     RESULT,
@@ -148,15 +150,27 @@ class _Look:
                     f"the store says {info.blake3}; {_RESTORE}",
                 )
         if info.blake3:
-            self._model(info.blake3)
+            self._model(GLOBAL, info.blake3)
+        self._best()
         if (self._folder / SPOOL).exists():
             path = self._folder / SPOOL
             self.found(
                 "note", f"{path} was left by a server that was killed; remove it"
             )
 
-    def _model(self, expected: str) -> None:
-        path = self._folder / GLOBAL
+    def _best(self) -> None:
+        path = self._folder / BEST_FACTS
+        if not path.exists():
+            return
+        try:
+            best = msgspec.json.decode(path.read_bytes(), type=Best)
+        except ValueError as exc:
+            self.found("wrong", f"{path}: {exc}; {_RESTORE}")
+        else:
+            self._model(BEST, best.blake3)
+
+    def _model(self, name: str, expected: str) -> None:
+        path = self._folder / name
         if not path.exists():
             self.found("wrong", f"{path} is missing; {_RESTORE}")
             return

@@ -10,6 +10,7 @@ import msgspec
 from flare_core._errors import FlareError, ProtocolError, RequestDeniedError
 from flare_core.application import Asker, Host
 from flare_core.communication import (
+    MODELS,
     AnnounceKey,
     Answer,
     Ask,
@@ -292,6 +293,6 @@ class ServerDesk:
         piece = self._opened[1].read(request.run, request.file, request.offset)
         if request.wait and patient and piece.growing and not piece.content:
             return _LATER
-        if request.file == "global.safetensors" and request.offset == 0:
+        if request.file in MODELS and request.offset == 0:
             self._trail.note("downloaded", run=request.run, user=user)
         return piece

@@ -5,6 +5,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from flare_core.communication import (
+    MODELS,
     AnnounceKey,
     AwaitRuns,
     ChangeKey,
@@ -75,6 +76,6 @@ _ACTS: Mapping[type[Request], Act] = MappingProxyType(
 
 def act_of(request: Request) -> Act | None:
     """Return what a request is; None for what is no member's, which is to enrol."""
-    if isinstance(request, ReadRun) and request.file == "global.safetensors":
+    if isinstance(request, ReadRun) and request.file in MODELS:
         return Act.DOWNLOAD
     return _ACTS.get(type(request))

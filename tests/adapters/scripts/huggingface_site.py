@@ -195,6 +195,7 @@ def play(case: Case) -> Trainer:
         model=KINDS[case.kind](seed=case.seed),
         args=arguments(case.folder, **case.settings),
         train_dataset=rows(case.kind, case.site),
+        eval_dataset=rows(case.kind, case.site),
         callbacks=[FLCallback(case.file, **case.options)],
     )
     trainer.train()

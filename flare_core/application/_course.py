@@ -1,0 +1,162 @@
+"""How far a run goes, and which of its global models is the best."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import final
+
+from msgspec import structs
+
+from flare_core._errors import ConfigurationError
+from flare_core._model import Metrics
+from flare_core._plan import Plan
+from flare_core.application._archive import link_file
+from flare_core.application._events import (
+    Best,
+    BestFound,
+    Observer,
+    Result,
+    RoundRecord,
+)
+from flare_core.application._spool import Spool
+from flare_core.application._worker import Worker
+from flare_core.federation import Scores
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class Course:
+    """Keeps the best global model, and says when no round follows.
+
+    All it goes by are the records of the rounds.  So a server that is started again
+    comes to the same end; the file of the best model is there before the record is that
+    makes it the best.
+
+    Args:
+        plan: What is played.
+        spool: For the best model.
+        worker: Links its file.
+        observer: Told of it.
+
+    Attributes:
+        last: How many rounds there are.
+    """
+
+    def __init__(
+        self, plan: Plan, spool: Spool, worker: Worker, observer: Observer
+    ) -> None:
+        self._metric = plan.stop.metric
+        self._scores = Scores(plan.stop)
+        self._spool = spool
+        self._worker = worker
+        self._observer = observer
+        self._hashes: dict[int, str] = {}
+        self._warned = False
+        self.last = plan.rounds
+
+    @property
+    def reason(self) -> str:
+        """Why there are fewer rounds than the plan has; empty if there are not."""
+        return self._scores.reason
+
+    def resume(self, records: Sequence[RoundRecord], hashes: Mapping[int, str]) -> None:
+        """Go on where another server was.
+
+        Args:
+            records: Of the rounds before.
+            hashes: Of the global models, by number.
+
+        Raises:
+            ConfigurationError: If the best model is gone.
+        """
+        self._hashes |= hashes
+        for record in records:
+            self._score(record)
+        best = self._scores.best
+        if best is None:
+            return
+        path = self._spool.best(best.number)
+        if not path.exists():
+            msg = (
+                f"the best global model, that of round {best.number}, {path}, is gone; "
+                "put it back from a backup, or stop the run"
+            )
+            raise ConfigurationError(msg)
+        self.tidy()
+        self._tell(path)
+
+    def hashed(self, number: int, blake3: str) -> None:
+        """Take the hash of a global model."""
+        self._hashes[number] = blake3
+
+    def played(self, record: RoundRecord) -> None:
+        """Take what the sites say of the model that a round started from.
+
+        Its file has to be there until all that was given to `Worker.do_aside` before
+        is done.
+        """
+        self._warn(record)
+        if self._score(record):
+            number = record.round
+            path = self._spool.best(number)
+            link = partial(link_file, self._spool.model(number), path)
+            self._worker.do_aside(link, lambda _: self._tell(path))
+
+    def tidy(self) -> None:
+        """Remove models that were the best once; the record says so by now."""
+        if self._scores.best is not None:
+            number = self._scores.best.number
+            self._worker.do_aside(partial(self._spool.only_best, number))
+
+    def ended(self, result: Result) -> Result:
+        """Return how the run ended, with its best model: the final one may be it.
+
+        Args:
+            result: With the metrics of the final model.
+        """
+        reason = self.reason
+        if self._scores.add(result.rounds, result.metrics):
+            self._tell(self._spool.model(result.rounds))
+        return structs.replace(result, best=self._best, stopped=reason)
+
+    @property
+    def _best(self) -> Best | None:
+        best = self._scores.best
+        if best is None or self._metric is None:
+            return None
+        return Best(
+            number=best.number,
+            metric=self._metric,
+            value=best.value,
+            blake3=self._hashes[best.number],
+        )
+
+    def _tell(self, path: Path) -> None:
+        if self._best is not None:
+            self._observer(BestFound(self._best, path))
+
+    def _score(self, record: RoundRecord) -> bool:
+        better = self._scores.add(record.round, record.global_metrics)
+        if self.reason:
+            self.last = record.round + 1
+        return better
+
+    def _warn(self, record: RoundRecord) -> None:
+        """Say that nobody reports the metric, once there has been time to."""
+        known = self._metric is None or self._metric in record.global_metrics
+        if known or self._warned or self._scores.best is not None or not record.round:
+            return
+        self._warned = True
+        _log.warning(
+            "stop.metric = %r: no site has reported it of a global model up to round "
+            "%d; they report %s",
+            self._metric,
+            record.round,
+            _listed(record.global_metrics),
+        )
+
+
+def _listed(metrics: Metrics) -> str:
+    return ", ".join(sorted(metrics)) or "none: scripts have to evaluate global models"
