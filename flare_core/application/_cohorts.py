@@ -23,6 +23,11 @@ class Cohorts:
         self._sizes: dict[str, int] = {}
         self._next: set[str] | None = None
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Examples in the last update of each site that counted."""
+        return self._sizes
+
     def learn(self, sizes: Mapping[str, int]) -> None:
         """Take note of the examples of sites whose updates have counted."""
         self._sizes |= sizes

@@ -42,12 +42,13 @@ class Course:
 
     Attributes:
         last: How many rounds there are.
+        reason: Why the plan has more; empty if it has not.
     """
 
     def __init__(
         self, plan: Plan, spool: Spool, worker: Worker, observer: Observer
     ) -> None:
-        self._metric = plan.stop.metric
+        self._plan = plan
         self._scores = Scores(plan.stop)
         self._spool = spool
         self._worker = worker
@@ -55,11 +56,7 @@ class Course:
         self._hashes: dict[int, str] = {}
         self._warned = False
         self.last = plan.rounds
-
-    @property
-    def reason(self) -> str:
-        """Why there are fewer rounds than the plan has; empty if there are not."""
-        return self._scores.reason
+        self.reason = ""
 
     def resume(self, records: Sequence[RoundRecord], hashes: Mapping[int, str]) -> None:
         """Go on where another server was.
@@ -116,19 +113,19 @@ class Course:
         Args:
             result: With the metrics of the final model.
         """
-        reason = self.reason
         if self._scores.add(result.rounds, result.metrics):
             self._tell(self._spool.model(result.rounds))
-        return structs.replace(result, best=self._best, stopped=reason)
+        return structs.replace(result, best=self._best, stopped=self.reason)
 
     @property
     def _best(self) -> Best | None:
         best = self._scores.best
-        if best is None or self._metric is None:
+        metric = self._plan.stop.metric
+        if best is None or metric is None:
             return None
         return Best(
             number=best.number,
-            metric=self._metric,
+            metric=metric,
             value=best.value,
             blake3=self._hashes[best.number],
         )
@@ -139,20 +136,21 @@ class Course:
 
     def _score(self, record: RoundRecord) -> bool:
         better = self._scores.add(record.round, record.global_metrics)
-        if self.reason:
-            self.last = record.round + 1
+        if self._scores.reason and record.round + 1 < self._plan.rounds:
+            self.last, self.reason = record.round + 1, self._scores.reason
         return better
 
     def _warn(self, record: RoundRecord) -> None:
         """Say that nobody reports the metric, once there has been time to."""
-        known = self._metric is None or self._metric in record.global_metrics
+        metric = self._plan.stop.metric
+        known = metric is None or metric in record.global_metrics
         if known or self._warned or self._scores.best is not None or not record.round:
             return
         self._warned = True
         _log.warning(
             "stop.metric = %r: no site has reported it of a global model up to round "
             "%d; they report %s",
-            self._metric,
+            metric,
             record.round,
             _listed(record.global_metrics),
         )

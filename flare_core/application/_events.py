@@ -57,7 +57,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     round: int
-    cohort: Sequence[str]
+    cohort: tuple[str, ...]
     sites: Mapping[str, SiteReport]
     num_examples: int
     global_metrics: Metrics
@@ -93,7 +93,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         rounds: Rounds played.
         blake3: Of the last global model; empty if there is none.
-        metrics: Of the final model: mean over the sites, weighted as in the last round.
+        metrics: Of the final model: mean over the sites, by the examples that each of
+            them had last.
         sites: Each site's metrics of the final model.
         best: The best global model, where the plan says by which metric.
         stopped: Why fewer rounds were played than the plan has; empty if all were.
@@ -152,7 +153,7 @@ class Published:
     weights: ModelState
     blake3: str
     final: bool
-    cohort: Sequence[str]
+    cohort: tuple[str, ...]
 
 
 @final

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import final
 
 import msgspec
@@ -56,7 +56,7 @@ class RoundReport:
 
     def record(
         self,
-        cohort: Sequence[str],
+        cohort: tuple[str, ...],
         weights: Mapping[str, int],
         outcome: Publication,
     ) -> RoundRecord:
@@ -108,7 +108,7 @@ def parting(
     Args:
         result: Rounds and hash.
         metrics: Of the final model, by site.
-        weights: Examples of each site in the last round; a site not there weighs 1.
+        weights: Examples in the last update of each site; one without any weighs 1.
     """
     sites = {one: _finite(f"site {one!r}", metrics[one]) for one in sorted(metrics)}
     of_each = {site: weights.get(site, 1) for site in sites}

@@ -59,9 +59,6 @@ class Rounds:
         recorded: Told of each global model that is on record: its number and hash.
         failed: Told why the run cannot go on, and of the site that is to blame.
         patient: Whether to wait for sites that are gone; else the run fails.
-
-    Attributes:
-        weights: Examples of each site in the last round that was played.
     """
 
     def __init__(
@@ -112,7 +109,6 @@ class Rounds:
         self._owed: list[tuple[str, Offer]] = []
         self._waiting = Waiting(plan, lobby, send, observer)
         self._deadline = Deadline(RoundPolicy())
-        self.weights: Mapping[str, int] = {}
 
     @property
     def begun(self) -> bool:
@@ -123,6 +119,11 @@ class Rounds:
     def number(self) -> int:
         """The round being played, or the number of rounds played."""
         return INITIAL if self._round is None else self._round.number
+
+    @property
+    def weights(self) -> Mapping[str, int]:
+        """Examples in the last update of each site that counted."""
+        return self._cohorts.sizes
 
     @property
     def finished(self) -> bool:
@@ -157,7 +158,6 @@ class Rounds:
         self._folding = folding = self._folds(layout)
         model = folding.resume(number, kept.stream, kept.memory)
         current = self._open(model, number, kept.cohort)
-        self.weights = kept.weights
         self._cohorts.learn(kept.sizes)
         self._restoring.begin(current, kept.updates)
         self._on_record.put(model, current, kept.record, final=self.finished)
@@ -315,11 +315,10 @@ class Rounds:
         if isinstance(outcome, str):
             self._failed(f"round {current.number}: {outcome}", "")
             return
-        self.weights = current.num_examples
-        self._cohorts.learn(self.weights)
-        record = self._report.record(current.cohort, self.weights, outcome)
+        number, weights = current.number, current.num_examples
+        self._cohorts.learn(weights)
+        record = self._report.record(current.cohort, weights, outcome)
         self._course.played(record)
-        number, weights = current.number, self.weights
         self._lobby.counted |= dict.fromkeys(weights, number)
         self._ledger.keep(
             lambda archive: archive.keep_updates(number, weights),
@@ -381,8 +380,8 @@ class Rounds:
         if self.finished:
             self._waiting.over(current.number, self._course.reason)
         elif current.short_by and not self._patient:
-            gone = self._lobby.gone_in_words(current.cohort)
-            why = f"sites are gone: {gone}"
-            self._failed(self._waiting.in_vain(current, why), "")
+            why = f"sites are gone: {self._lobby.gone_in_words(current.cohort)}"
+            gone = [site for site in current.cohort if site in self._lobby.gone]
+            self._failed(self._waiting.in_vain(current, why), min(gone, default=""))
         else:
             self._waiting.look(current, overdue=self._deadline.passed)

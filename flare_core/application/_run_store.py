@@ -114,16 +114,11 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
         return invited | {one.site for one in self.updates}
 
     @property
-    def weights(self) -> dict[str, int]:
-        """Examples of each site in the round before; none before round 0."""
-        return _sizes(self.played[-1]) if self.played else {}
-
-    @property
     def sizes(self) -> dict[str, int]:
         """Examples in the last update of each site that counted."""
         found: dict[str, int] = {}
         for record in self.played:
-            found |= _sizes(record)
+            found |= {name: one.num_examples for name, one in record.sites.items()}
         return found
 
     @property
@@ -245,9 +240,9 @@ class RunStore:
         with transaction(self._db):
             self._db.execute("DELETE FROM updates")
             self._db.execute(
-                "UPDATE sites SET since = ? "
-                "WHERE name NOT IN (SELECT value FROM json_each(?))",
-                (number + 1, msgspec.json.encode(sorted(cohort)).decode()),
+                "UPDATE sites SET since = iif("
+                "name IN (SELECT value FROM json_each(?)), min(since, ?), ?)",
+                (msgspec.json.encode(sorted(cohort)).decode(), number, number + 1),
             )
             self._db.execute(
                 "INSERT INTO models VALUES (?, ?, ?, '', ?)",
@@ -338,10 +333,6 @@ class RunStore:
             "INSERT OR REPLACE INTO sites VALUES (?, ?, ?, 1, 0, NULL)",
             (site, msgspec.msgpack.encode(join), since),
         )
-
-
-def _sizes(record: RoundRecord) -> dict[str, int]:
-    return {name: one.num_examples for name, one in record.sites.items()}
 
 
 def digest_of(path: Path) -> bytes:

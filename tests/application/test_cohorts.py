@@ -178,3 +178,43 @@ def test_who_comes_takes_the_place_of_a_site_that_is_gone_if_the_plan_lets_him(
     for final in (a, b, c):
         final.result(WAIT_S)
     assert min(rounds) == comes_in
+
+
+def test_a_site_that_died_while_it_waited_is_named_when_it_is_chosen(
+    run_server: RunServer, site_file: SiteFile, pool: ThreadPoolExecutor
+) -> None:
+    server = run_server(_plan("round_robin", 1, sites=2))
+    waits = Stranger(server.endpoint)
+    state = flare.ModelState(_MODEL)
+
+    def first(current: flare.ClientRound) -> Local:
+        server.server.lose("b", "its process was killed")
+        return wander("a")(current)
+
+    a = pool.submit(play, site_file("a", server.endpoint), _MODEL, first)
+    waits.join("b", state.layout)
+
+    assert isinstance(a.exception(WAIT_S), flare.RunAbortedError)
+    waits.close()
+    result = server.result()
+    assert result.failed_site == "b"
+    why = "round 1: sites are gone: b (its process was killed). The quorum of 1 cannot"
+    assert result.error.startswith(why)
+
+
+def test_the_final_metrics_weigh_the_sites_by_what_they_had_last(
+    run_server: RunServer, site_file: SiteFile, pool: ThreadPoolExecutor
+) -> None:
+    plan = msgspec.structs.replace(_plan("round_robin", 1, sites=2), rounds=2)
+    server = run_server(plan)
+
+    def script(name: str, num_examples: int, score: float) -> None:
+        with flare.join(_MODEL, site=site_file(name, server.endpoint)) as client:
+            for current in client:
+                current.submit(current.weights, num_examples=num_examples)
+            client.report({"score": score})
+
+    for site in (pool.submit(script, "a", 30, 1.0), pool.submit(script, "b", 10, 5.0)):
+        site.result(WAIT_S)
+
+    assert server.result().metrics == {"score": 2.0}

@@ -128,16 +128,20 @@ def test_a_run_ends_when_patience_is_over_and_its_best_model_is_kept(
     assert result.blake3 == _hashes(server)[-1]
 
 
+@pytest.mark.parametrize("patience", [None, 1])
 def test_a_run_whose_rounds_are_all_played_has_a_best_model_too(
-    run_server: RunServer, site_file: SiteFile, pool: ThreadPoolExecutor
+    patience: int | None,
+    run_server: RunServer,
+    site_file: SiteFile,
+    pool: ThreadPoolExecutor,
 ) -> None:
-    stop = Stop(metric="loss", mode="max")
-    server = run_server(Plan(rounds=2, selection=Selection(sites=2), stop=stop))
-    scores = [1.0, 2.0, 1.5]
+    stop = Stop(metric="loss", mode="max", patience=patience)
+    server = run_server(Plan(rounds=3, selection=Selection(sites=2), stop=stop))
+    scores = [1.0, 2.0, 1.5, 1.7]
 
     result = _end(server, site_file, pool, [(scores, 3), (scores, 1)], _LARGE)
 
-    assert result.rounds == 2
+    assert result.rounds == 3
     assert result.stopped == ""
     assert result.best is not None
     assert (result.best.number, result.best.value) == (1, 2.0)
