@@ -98,8 +98,8 @@ def _unfit(plan: Plan, strategy: Strategy, rule: Aggregation) -> str:
     if least < rule.least:
         return (
             f"needs at least {rule.least} updates in each round, and in this plan "
-            f"{least} can be enough: raise selection.sites, or selection.quorum if it "
-            "is set, or name one that takes fewer"
+            f"{least} can be enough: raise selection.sites, or selection.k or "
+            "selection.quorum if that is set, or name one that takes fewer"
         )
     if _weighs(strategy):
         return (
