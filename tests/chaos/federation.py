@@ -22,6 +22,7 @@ import flare_core as flare
 from chaos.faults import SERVER, Fault
 from deployed import Deployment
 from flare_core.application import RoundRecord, replay, verify_audit
+from flare_core.federation import invited
 from proxy import Proxy
 
 SITES = ("a", "b", "c")
@@ -288,8 +289,11 @@ def _problems(record: Path, plan: flare.Plan) -> Iterator[str]:
     if [one.round for one in rounds] != list(range(plan.rounds)):
         yield f"rounds on record: {[one.round for one in rounds]}"
     for one in rounds:
-        if sorted(one.sites) != sorted(SITES):
-            yield f"sites in round {one.round}: {sorted(one.sites)}"
+        chosen = invited(
+            plan.selection, one.round, joined=SITES, present=SITES, sizes={}
+        )
+        if not sorted(one.sites) == sorted(one.cohort) == sorted(chosen):
+            yield f"sites in round {one.round}: {sorted(one.sites)} of {one.cohort}"
     if plan.keep_updates:
         for again in replay(plan, rounds, record):
             yield from again.partings
