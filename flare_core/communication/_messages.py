@@ -22,12 +22,13 @@
 A site that shares the server's spool writes its update there, and its `Offer` says so:
 `Committed` is the next word.  It finds the file of a global model there, too.
 
-Each further round begins with the site's next `Offer`.  `Refused` and `Aborted` can
-answer anything, and `Notice` may come at any time; `Ping` is answered by `Pong`; in a
-pre-flight `Checked` answers the joins and nothing follows.  After a break a site says
-`Hello` again with the same session, and what it was waiting for; a stream goes on where
-it was.  A script that is started again has another session; it joins as before, and is
-told of the round that is played.
+Each further round begins with the site's next `Offer`.  A site that is not invited to a
+round hears nothing of it: its next `Start` may be some rounds on, or the final one.
+`Refused` and `Aborted` can answer anything, and `Notice` may come at any time; `Ping`
+is answered by `Pong`; in a pre-flight `Checked` answers the joins and nothing follows.
+After a break a site says `Hello` again with the same session, and what it was waiting
+for; a stream goes on where it was.  A script that is started again has another session;
+it joins as before, and is told of the round that is played.
 """
 
 from collections.abc import Sequence

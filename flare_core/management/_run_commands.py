@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from flare_core._errors import ConfigurationError
 from flare_core._site import RUN_VARIABLE, SITE_VARIABLE
-from flare_core.application import RoundRecord
+from flare_core.application import Result, RoundRecord
 from flare_core.communication import (
     CreateRun,
     Done,
@@ -163,6 +163,10 @@ def _show(run: _RunArgument, *, home: HomeOption = Path()) -> None:
             say(console, _round(record, info.plan.selection.sites))
             if record.lora is not None:
                 say(console, f"  {lora_text(record.lora)}", style="dim")
+        if ended := whole(control, run, "result.json"):
+            result = msgspec.json.decode(ended, type=Result)
+            if result.stopped:
+                say(console, f"ended early: {result.stopped}")
         if best := best_of(control, run):
             say(console, f"best model: {best_text(best, info.rounds)}")
         if info.blake3:

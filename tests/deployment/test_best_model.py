@@ -1,5 +1,6 @@
 """The best model of a real run: it outlives the server, and can be downloaded."""
 
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from flare_core.application import Result, RoundRecord
 from flare_core.communication import RunInfo
 from flare_core.management._deployment import check_server
 from flare_core.management._run_reading import best_of, download
+from simulated import COMMAND
 from site_scripts import WAIT_S
 
 _PLAN = Plan(
@@ -102,9 +104,14 @@ def test_the_best_model_is_downloaded_and_the_server_checks_it(
     newest = load_file(tmp_path / "global.safetensors")["w"]
     assert (best[0], newest[0]) == (1, 5)
 
-    with deployed.admin() as admin:
-        download(admin, "demo", tmp_path / "other", best=False)
-    assert not (tmp_path / "other" / "best.safetensors").exists()
+    home = ["--home", str(deployed.folder.path)]
+    shown = _flare("run", "show", "demo", *home)
+    assert "best model: the one that round 1 started from, loss 3\n" in shown
+    assert f"ended early: {result.stopped}\n" in shown
+    other = tmp_path / "other"
+    assert "best.safetensors" not in _flare("run", "download", "demo", other, *home)
+    told = _flare("run", "download", "demo", other, "--best", *home)
+    assert f"{other / 'best.safetensors'}\n" in told
     deployed.stop()
     path = deployed.folder.runs / "demo" / "best.safetensors"
     size = path.stat().st_size
@@ -113,6 +120,27 @@ def test_the_best_model_is_downloaded_and_the_server_checks_it(
     found = [str(one) for one in check_server(deployed.folder)]
     deployed.start()
     assert any(f"{path}: expected BLAKE3" in one for one in found)
+
+
+def test_a_run_without_a_best_model_has_none_to_download(
+    deployed: Deployment, tmp_path: Path
+) -> None:
+    deployed.create("demo", _PLAN)
+
+    with (
+        deployed.admin() as admin,
+        pytest.raises(flare.RequestDeniedError, match="'demo' has no best model"),
+    ):
+        download(admin, "demo", tmp_path / "result", best=True)
+
+    assert not (tmp_path / "result").exists()
+
+
+def _flare(*words: str | Path) -> str:
+    done = subprocess.run(
+        [COMMAND, *words], capture_output=True, text=True, timeout=WAIT_S, check=True
+    )
+    return done.stdout
 
 
 def test_a_best_model_outlives_the_server_and_so_does_the_patience(
