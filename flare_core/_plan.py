@@ -216,12 +216,13 @@ class Plan(_Settings, frozen=True):
 
     def _check_that_sites_stay(self) -> None:
         """Raise if sites may come, or miss a round, where that cannot be right."""
-        all_take_part = self.selection.least == self.selection.sites
+        selection, needs_all = self.selection, isinstance(self.local, FedDyn)
         name = _tag(type(self.local))
         for setting, given in (
-            ("selection.newcomers", self.selection.newcomers),
+            ("selection.newcomers", selection.newcomers),
             ("round.late_weight", self.round.late_weight is not None),
-            ("selection.quorum", isinstance(self.local, FedDyn) and not all_take_part),
+            ("selection.k", needs_all and selection.largest < selection.sites),
+            ("selection.quorum", needs_all and selection.least < selection.largest),
         ):
             if given:
                 msg = (

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from flare_core import (
     AggregationSettings,
     ConfigurationError,
+    FedDyn,
     FedProx,
     Plain,
     Plan,
+    Scaffold,
     Schedule,
     Selection,
     Stop,
@@ -166,6 +168,17 @@ def test_a_cohort_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         Selection(sites=4, **settings)
+
+
+def test_feddyn_needs_all_sites_in_every_round() -> None:
+    some = Selection(sites=4, choose="random", k=3)
+
+    with pytest.raises(
+        ValueError, match=r"'feddyn' and selection\.k do not go together"
+    ):
+        Plan(rounds=3, local=FedDyn(), selection=some)
+
+    assert Plan(rounds=3, local=Scaffold(), selection=some).selection == some
 
 
 def test_settings_that_need_each_other_may_come_in_any_order() -> None:
