@@ -1,5 +1,6 @@
 """Rules about files that no linter knows."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ CORE = Path(flare_core.__file__).parent
 PACKAGES = [*sources(CORE), *sources(Path(flare_adapters.__file__).parent)]
 TESTS = sources(Path(__file__).parents[1])
 LINES_LIMIT = 400
+DATED = {
+    "_audit_line.py",  # when a line was written
+    "_desk.py",  # since when a server runs
+    "_enrolment.py",  # until when an invitation holds
+    "_registry.py",  # until when invitations and changed keys hold
+    "_runs.py",  # when a run was made
+    "_store.py",  # since when somebody is a member
+}
+"""Who looks at the date, which a person may set: for nothing that a run waits for."""
 UNSAFE = ["cloudpickle", "dill", "marshal", "pickle", "shelve"]
 
 
@@ -30,6 +40,14 @@ def test_zmq_is_imported_in_one_folder() -> None:
     importers = [path for path in PACKAGES if _imports(path, "zmq")]
 
     assert {path.parent for path in importers} == {CORE / "communication" / "_zmq"}
+
+
+def test_no_run_waits_for_a_date() -> None:
+    looks = re.compile(r"\btime\.time\(|\bdatetime\.(now|utcnow|today)\(")
+
+    dated = {path.name for path in PACKAGES if looks.search(path.read_text("utf-8"))}
+
+    assert dated == DATED
 
 
 @pytest.mark.parametrize("module", UNSAFE)
