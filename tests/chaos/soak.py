@@ -57,8 +57,14 @@ class _Watch:
 
 
 def _megabytes(files: set[Path] | list[Path]) -> float:
-    sizes = [path.stat().st_size for path in files if path.exists()]
-    return sum(sizes) / 1e6
+    return sum(map(_size, files)) / 1e6
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # the server removes models meanwhile
+        return 0
 
 
 def main() -> None:
