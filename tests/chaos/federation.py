@@ -37,6 +37,7 @@ _FULL_S = 2.0
 _FULL_BYTES = 1 << 14
 _SLOW_BYTES_S = 8e6
 _MOST_STARTS = 20
+_HANGS = -1
 _OVER = f"takes part in run {RUN}, and that is over"
 """What a site is told that was killed behind its good-bye, and started again."""
 
@@ -106,14 +107,15 @@ class Keeper:
         return not self._thread.is_alive()
 
     def end(self) -> int:
-        """End it; return its exit code."""
+        """End it; return its exit code, or that it would not end."""
         self._over.set()
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGTERM)
         if not self.wait(20):
             self.signal(signal.SIGKILL)
             self._thread.join()
-        return -1 if self._process is None else self._process.returncode
+            return _HANGS
+        return _HANGS if self._process is None else self._process.returncode
 
     def _keep(self) -> None:
         code = -1
