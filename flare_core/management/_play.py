@@ -7,6 +7,7 @@ from pathlib import Path
 from flare_core._plan import Plan
 from flare_core._site import Site
 from flare_core.application import Observer, Result
+from flare_core.federation import chosen, lora_rule
 from flare_core.management._processes import Script, cores
 from flare_core.management._run_folder import RunFolder, fresh_folder
 from flare_core.management._signals import interrupts
@@ -41,11 +42,22 @@ def simulate(
         SiteFailedError: If a site failed; it has its traceback.
         KeyboardInterrupt: After Ctrl-C or SIGTERM; no process is left.
     """
+    require_playable(plan)
     folder = fresh_folder(run_dir, script)
     simulation = federation(
         Script(path=script, args=tuple(args)), plan, folder, observers=[observer]
     )
     return play([simulation])[0]
+
+
+def require_playable(plan: Plan) -> None:
+    """Check what only the installed rules know of a plan, before a folder is made.
+
+    Raises:
+        ConfigurationError: If one is not there, or does not go with the rest.
+    """
+    strategy, _ = chosen(plan)
+    lora_rule(plan, strategy)
 
 
 def federation(

@@ -41,7 +41,12 @@ from flare_core.management._member_commands import (
 )
 from flare_core.management._messages import complain, exit_codes, say, show_failure
 from flare_core.management._plan_options import plan_of
-from flare_core.management._play import federation, play, sites_of
+from flare_core.management._play import (
+    federation,
+    play,
+    require_playable,
+    sites_of,
+)
 from flare_core.management._preflight import Preflight, report
 from flare_core.management._processes import Script
 from flare_core.management._replay_command import replay_command
@@ -111,6 +116,7 @@ def _simulate(
     console = Console()
     with exit_codes(interrupted=_INTERRUPTED):
         chosen = plan_of(plan, sites=sites, rounds=rounds, settings=settings or ())
+        require_playable(chosen)
         folder = fresh_folder(run_dir, script)
         code = Script(path=script, args=tuple(args or ()))
         result, seconds = _federate(code, chosen, folder, console)

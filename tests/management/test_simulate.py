@@ -178,16 +178,18 @@ def test_the_cores_are_shared_out_among_the_sites(
         ("strategy.settings.mu=1", "strategy 'fedavg': "),
         ("strategy.name=fedsgd", "no flare_core.strategies plugin is called"),
         ("selection.quorum=9", "can never be met"),
+        ("aggregation.name=krum", "needs at least 5 updates in each round"),
     ],
 )
 def test_the_command_explains_a_wrong_setting(
-    flare: Flare, script: WriteScript, setting: str, message: str
+    flare: Flare, script: WriteScript, tmp_path: Path, setting: str, message: str
 ) -> None:
     done = flare("simulate", script(LEARNS), "--set", setting)
 
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_options_win_over_the_plan_and_settings_over_options(tmp_path: Path) -> None:
