@@ -12,6 +12,7 @@ import lightning as L  # noqa: N812 - as its users write it
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 from torch.utils.data import DataLoader, TensorDataset
 
 from flare_adapters.lightning import FLCallback, FLStrategy
@@ -85,6 +86,7 @@ def main() -> None:
     if trained.global_rank == 0:
         torch.save(net.state_dict(), args.out)
     if ranks > 1:
+        assert len(distributed_c10d._world.pg_map) <= 1  # the engine's; ours is ended
         os._exit(0)  # else gloo may abort it, see ranks.py
 
 
