@@ -72,7 +72,7 @@ class Agent:
                 self._jobs.end()
 
     def stop(self) -> None:
-        """End it; from any thread, and from a signal handler."""
+        """End it; from any thread."""
         self._stopped = True
         self._wake()
 

@@ -147,7 +147,7 @@ class Simulation:
             self.seconds = time.monotonic() - began
 
     def interrupt(self) -> None:
-        """End it; from any thread, and from a signal handler."""
+        """End it; from any thread."""
         self._inbox.put(_Interrupted())
 
     def _serve(self, server: Server) -> None:

@@ -75,7 +75,7 @@ class Service:
             self._store.close()
 
     def stop(self, reason: str) -> None:
-        """End it; from any thread, and from a signal handler."""
+        """End it; from any thread."""
 
         def note() -> None:
             self._stopped = reason
