@@ -54,6 +54,7 @@ from flare_core._plan import (
 from flare_core._selection import Selection
 from flare_core._site import Binding, Policy, Resources, Site, site
 from flare_core._stop import Stop
+from flare_core._topology import Cyclic, Star, Topology
 from flare_core.federation import (
     Aggregation,
     Cohort,
@@ -87,6 +88,7 @@ __all__ = [
     "Cohort",
     "ConfigurationError",
     "Contribution",
+    "Cyclic",
     "Encoding",
     "FedDyn",
     "FedProx",
@@ -125,11 +127,13 @@ __all__ = [
     "ServerUnreachableError",
     "Shares",
     "Site",
+    "Star",
     "Stop",
     "Strategy",
     "StrategySettings",
     "TensorClass",
     "TensorSpec",
+    "Topology",
     "UnsupportedError",
     "Update",
     "UpdateError",

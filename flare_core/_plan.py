@@ -11,6 +11,7 @@ from flare_core._local import FedDyn, Local, Plain, Scaffold
 from flare_core._lora import Lora
 from flare_core._selection import Selection
 from flare_core._stop import Stop
+from flare_core._topology import Cyclic, Star, Topology
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 OptimizerState: TypeAlias = Literal["keep", "reset"]
@@ -172,11 +173,13 @@ class Plan(_Settings, frozen=True):
     Attributes:
         rounds: Rounds to play, unless the table ``stop`` ends the run before.
         schedule: Where a round ends; if empty, what each script says itself.
+        topology: Who trains when, and who combines what.
         aggregation: How updates are combined.
         strategy: How the model is moved by what comes out.
         local: What sites add to their training, beside any strategy.
         lora: How LoRA weights are combined, in models that have some.
-        selection: Which sites take part.
+        selection: Which sites take part; with a topology in which they train in turn,
+            one in each round.
         round: When a round ends that not all sites have answered.
         stop: Which global model is the best, and when the run ends early.
         admission: What updates must keep to.
@@ -191,6 +194,7 @@ class Plan(_Settings, frozen=True):
 
     rounds: Count
     schedule: Schedule = Schedule()
+    topology: Topology = Star()
     aggregation: AggregationSettings = AggregationSettings()
     strategy: StrategySettings = StrategySettings()
     local: Local = Plain()
@@ -205,7 +209,7 @@ class Plan(_Settings, frozen=True):
     keep_updates: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.local, Scaffold | FedDyn):
+        if self._corrects:
             self._check_that_sites_stay()
         if isinstance(self.local, FedDyn) and self.strategy != StrategySettings():
             msg = (
@@ -213,6 +217,40 @@ class Plan(_Settings, frozen=True):
                 f"strategy: leave strategy.name = {self.strategy.name!r} away"
             )
             raise ValueError(msg)
+        if isinstance(self.topology, Cyclic):
+            self._let_sites_take_turns()
+
+    @property
+    def takes_who_comes(self) -> bool:
+        """Whether another site may take the place of one that is gone."""
+        if isinstance(self.topology, Cyclic):
+            return self.topology.pass_on
+        return self.selection.takes_who_comes
+
+    def _let_sites_take_turns(self) -> None:
+        """Have each round be of one site; raise if the plan says something else."""
+        turns = msgspec.structs.replace(
+            self.selection, choose="round_robin", k=1, quorum=None
+        )
+        for setting, given in (
+            ("selection.choose", self.selection.choose not in {"all", turns.choose}),
+            ("selection.k", self.selection.k not in {None, turns.k}),
+            ("selection.quorum", self.selection.quorum not in {None, turns.k}),
+            ("round.late_weight", self.round.late_weight is not None),
+            (f"local.name = {_tag(type(self.local))!r}", self._corrects),
+        ):
+            if given:
+                msg = (
+                    f"topology.name = 'cyclic' and {setting} do not go together: one "
+                    f"site after another trains, and nothing is averaged; leave "
+                    f"{setting} away"
+                )
+                raise ValueError(msg)
+        msgspec.structs.force_setattr(self, "selection", turns)
+
+    @property
+    def _corrects(self) -> bool:
+        return isinstance(self.local, Scaffold | FedDyn)
 
     def _check_that_sites_stay(self) -> None:
         """Raise if sites may come, or miss a round, where that cannot be right."""
@@ -245,7 +283,8 @@ class Plan(_Settings, frozen=True):
         Args:
             assignments: ``key=value`` with dots in the key and a TOML value, e.g.
                 ``local.mu=0.1``; a value that is no TOML is taken as text.  Another
-                ``local.name`` forgets what the one before was set to.
+                ``local.name`` or ``topology.name`` forgets what the one before was set
+                to.
 
         Raises:
             ConfigurationError: If there is no such key or the value does not fit.
@@ -271,7 +310,7 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
             msg = f"--set {assignment}: a plan has no table {name!r}"
             raise ConfigurationError(msg)
         table = cast("dict[str, Any]", inner)
-    if tables == ["local"] and last == "name":
+    if tables in (["local"], ["topology"]) and last == "name":
         table.clear()
     table[last] = _toml_value(value.strip())
 

@@ -263,16 +263,20 @@ class Deployment:
         lines = audit_lines(home)  # the last one may be written just now
         return [msgspec.json.decode(line) for line in lines if line.endswith(b"\n")]
 
-    def audited(self, event: str, **facts: object) -> AuditLine:
+    def audited(
+        self, event: str, *, after: AuditLine | None = None, **facts: object
+    ) -> AuditLine:
         """Wait until the server has written something down, and return it.
 
         It is asked for its status meanwhile: between two answers it has done something.
         """
+        seq = 0 if after is None else after["seq"]
         with self.admin() as admin:
             deadline = time.monotonic() + WAIT_S
             while time.monotonic() < deadline:
                 for line in self.audit():
-                    if line["event"] == event and _has(line, facts):
+                    later = line["seq"] > seq
+                    if later and line["event"] == event and _has(line, facts):
                         return line
                 admin.ask(Status(), ServerStatus)
         said = "\n".join(str(line) for line in self.audit())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from flare_core import (
     AggregationSettings,
     ConfigurationError,
+    Cyclic,
     FedDyn,
     FedProx,
     Plain,
@@ -16,6 +17,7 @@ from flare_core import (
     Scaffold,
     Schedule,
     Selection,
+    Star,
     Stop,
     StrategySettings,
 )
@@ -170,6 +172,37 @@ def test_a_cohort_that_cannot_be_is_refused(
         Selection(sites=4, **settings)
 
 
+def test_sites_that_train_in_turn_are_one_in_each_round() -> None:
+    plan = Plan(rounds=3, topology=Cyclic(), selection=Selection(sites=4))
+
+    assert (plan.selection.k, plan.selection.choose) == (1, "round_robin")
+    assert plan_from(msgspec.to_builtins(plan), source="plan.toml") == plan
+    star = plan.with_setting("topology.pass_on=true").with_setting("topology.name=star")
+    assert star.topology == Star()
+
+
+@pytest.mark.parametrize(
+    ("setting", "given"),
+    [
+        ("selection.choose", {"selection": {"sites": 4, "choose": "random", "k": 1}}),
+        ("selection.k", {"selection": {"sites": 4, "choose": "round_robin", "k": 2}}),
+        ("selection.quorum", {"selection": {"sites": 4, "quorum": 3}}),
+        ("round.late_weight", {"round": {"late_weight": 0.5}}),
+        ("local.name = 'scaffold'", {"local": {"name": "scaffold"}}),
+        ("local.name = 'feddyn'", {"local": {"name": "feddyn"}}),
+    ],
+)
+def test_what_makes_no_sense_where_sites_train_in_turn_is_refused(
+    setting: str, given: dict[str, Any]
+) -> None:
+    tree = {"rounds": 3, "topology": {"name": "cyclic"}} | given
+
+    with pytest.raises(ConfigurationError) as error:
+        plan_from(tree, source="plan.toml")
+
+    assert f"'cyclic' and {setting} do not go together" in str(error.value)
+
+
 def test_feddyn_needs_all_sites_in_every_round() -> None:
     some = Selection(sites=4, choose="random", k=3)
 
@@ -299,5 +332,5 @@ def test_a_fingerprint_does_not_depend_on_how_the_plan_was_written() -> None:
 
 def test_the_fingerprint_of_a_plan_is_what_it_was() -> None:
     """Site files name it, so that it must not change unseen."""
-    expected = "feae0bf5d9cfcbe1dca8e2cdd866bdf248bc36c0cda54d3b719a8cac69b82b30"
+    expected = "3448ba509ffb379dd6c1a67eb17bbe77db75f3b2a69d538863c98b36a727d22d"
     assert Plan(rounds=3).fingerprint == expected

@@ -33,7 +33,7 @@ class Lobby:
     def __init__(self, plan: Plan) -> None:
         self._fingerprint = plan.fingerprint
         self._num_sites = plan.selection.sites
-        self._takes_who_comes = plan.selection.takes_who_comes
+        self._takes_who_comes = plan.takes_who_comes
         self._newcomers = plan.selection.newcomers
         self._most_refusals = plan.admission.most_refusals
         self.joined: dict[str, Join] = {}

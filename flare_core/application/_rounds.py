@@ -96,7 +96,7 @@ class Rounds:
         self._model: Publication | None = None
         self._distribution: Distribution | None = None
         self._folding: Folding | None = None
-        self._cohorts = Cohorts(plan.selection, lobby)
+        self._cohorts = Cohorts(plan, lobby)
         self._restoring = Restoring(
             lobby=lobby,
             intake=intake,
@@ -213,12 +213,9 @@ class Rounds:
             return current.number
         if self._closing:
             return self._cohorts.since(site, current.number + 1)
-        fills_in = self._waiting.reason and self._plan.selection.takes_who_comes
-        if site not in current.cohort and not fills_in:
+        if not self._cohorts.takes(site, current, paused=bool(self._waiting.reason)):
             return current.number + 1
-        current.invite(site)
-        if current.awaits(site):  # else it is in, and nothing may change it
-            self._intake.expect(site)
+        self._let_in(site, current)
         self._look_whether_it_waits(current)
         return current.number
 
@@ -228,6 +225,7 @@ class Rounds:
         if current is None or self.finished:
             return
         current.lose(site)
+        self._pass_on(current)
         last = current.number + 1 == self._plan.rounds
         least = self._plan.selection.least
         none_follows = not last and len(self._lobby.present) < least
@@ -236,6 +234,19 @@ class Rounds:
             return
         self._look_whether_it_waits(current)
         self._go_on(current)
+
+    def _let_in(self, site: str, current: Round) -> None:
+        current.invite(site)
+        if current.awaits(site):  # else it is in, and nothing may change it
+            self._intake.expect(site)
+
+    def _pass_on(self, current: Round) -> None:
+        """Give the turn of a site that is gone to another, if the plan has it so."""
+        site = self._cohorts.instead(current)
+        if site is not None:
+            self._let_in(site, current)
+            self._ledger.write(lambda store: store.invited(site, current.number))
+            self.announce(site)
 
     def admit(self, parcel: Parcel, weights: ModelState) -> None:
         """Let an update count, and fold what is next in the cohort's order."""
@@ -379,7 +390,9 @@ class Rounds:
         """Say what the run waits for, or give it up where nobody comes back."""
         if self.finished:
             self._waiting.over(current.number, self._course.reason)
-        elif current.short_by and not self._patient:
+            return
+        self._pass_on(current)
+        if current.short_by and not self._patient:
             why = f"sites are gone: {self._lobby.gone_in_words(current.cohort)}"
             gone = [site for site in current.cohort if site in self._lobby.gone]
             self._failed(self._waiting.in_vain(current, why), min(gone, default=""))

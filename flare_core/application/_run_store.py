@@ -190,6 +190,10 @@ class RunStore:
             (since, site),
         )
 
+    def invited(self, site: str, number: int) -> None:
+        """Keep that a site was invited to the round that is played."""
+        self._db.execute("UPDATE sites SET since = ? WHERE name = ?", (number, site))
+
     def left(self, site: str, metrics: Metrics | None, *, refused: bool) -> None:
         """Keep that a site is gone."""
         encoded = None if metrics is None else msgspec.msgpack.encode(metrics)
