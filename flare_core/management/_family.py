@@ -16,13 +16,22 @@ from pathlib import Path
 _PROC = Path("/proc")
 
 
-def family(mark: str) -> list[int]:
-    """Return the living processes with this variable, as ``NAME=value``.
+def family(mark: str, *, session: int) -> list[int]:
+    """Return the living processes of a session, or with a variable.
 
     Empty where there is no ``/proc``: then the process group has to do.
+
+    Args:
+        mark: The variable, as ``NAME=value``.  Those who were forked and run no program
+            of their own do not show theirs.
+        session: The number of the session.
     """
     wanted = mark.encode()
-    return [pid for pid in _all_pids() if wanted in _environment(pid)]
+    return [
+        pid
+        for pid in _all_pids()
+        if _session(pid) == session or wanted in _environment(pid)
+    ]
 
 
 def wait_for(pids: Iterable[int], *, timeout_s: float) -> None:
@@ -45,6 +54,16 @@ def wait_for(pids: Iterable[int], *, timeout_s: float) -> None:
 
 def _all_pids() -> list[int]:
     return [int(path.name) for path in _PROC.glob("[0-9]*")]
+
+
+def _session(pid: int) -> int | None:
+    """Return the session of a process; None for a zombie, or if it has ended."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    state, _, _, session, *_ = stat.rpartition(")")[2].split()
+    return None if state == "Z" else int(session)
 
 
 def _environment(pid: int) -> list[bytes]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Protocol, final
 
 import msgspec
 import tomli_w
@@ -88,10 +88,45 @@ def simulated(script: Script, site: Site, folder: Path, *, num_threads: int) -> 
     site_file.write_text(tomli_w.dumps(msgspec.to_builtins(site)))
     return Command(
         words=[sys.executable, str(script.path), *script.args_of(site)],
-        environment=_environment(site_file, num_threads),
+        environment=environment_of(site_file, num_threads),
         mark=f"{SITE_VARIABLE}={site_file}",
         log=log_of(folder, site.name),
     )
+
+
+class Started(Protocol):
+    """A process that leads a session of its own, as `subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, which is that of its session and its group as well."""
+        ...
+
+    def poll(self) -> int | None:
+        """Return its exit code; None if it has not ended."""
+        ...
+
+    def wait(self) -> int:
+        """Wait until it has ended, and return its exit code."""
+        ...
+
+
+def spawned(command: Command) -> Started:
+    """Start a command as a program of its own.
+
+    Raises:
+        OSError: If there is no such program, or no such folder.
+    """
+    with command.log.open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - the user's own command
+            command.words,
+            cwd=command.folder,
+            env=command.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 @final
@@ -101,6 +136,7 @@ class SiteProcess:
     Args:
         command: What to run.
         on_end: Called with the exit code, from a thread that waits for it.
+        start: Starts it.
 
     Attributes:
         pid: Of the first of them.
@@ -109,18 +145,14 @@ class SiteProcess:
         OSError: If there is no such program, or no such folder.
     """
 
-    def __init__(self, command: Command, on_end: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        command: Command,
+        on_end: Callable[[int], None],
+        start: Callable[[Command], Started] = spawned,
+    ) -> None:
         self._mark = command.mark
-        with command.log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - the user's own command
-                command.words,
-                cwd=command.folder,
-                env=command.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._process = start(command)
         self.pid = self._process.pid
         self._waiter = threading.Thread(
             target=lambda: on_end(self._process.wait()),
@@ -132,7 +164,7 @@ class SiteProcess:
     def send(self, signum: signal.Signals) -> None:
         """Send a signal to all its processes, to each once."""
         told = self._send_to_group(signum)
-        for pid in family(self._mark):
+        for pid in self._family:
             with suppress(ProcessLookupError):
                 if not (told and os.getpgid(pid) == self._process.pid):
                     os.kill(pid, signum)
@@ -140,8 +172,11 @@ class SiteProcess:
     def wait(self, deadline: float) -> None:
         """Return when all its processes have ended, or at the deadline."""
         self._waiter.join(max(0.0, deadline - time.monotonic()))
-        left = family(self._mark)
-        wait_for(left, timeout_s=deadline - time.monotonic())
+        wait_for(self._family, timeout_s=deadline - time.monotonic())
+
+    @property
+    def _family(self) -> list[int]:
+        return family(self._mark, session=self.pid)
 
     def _send_to_group(self, signum: signal.Signals) -> bool:
         if self._process.poll() is not None:
@@ -187,7 +222,13 @@ def in_words(code: int) -> str:
     return f"was killed by signal {-code}"
 
 
-def _environment(site_file: Path, num_threads: int) -> dict[str, str]:
+def environment_of(site_file: Path | str, num_threads: int) -> dict[str, str]:
+    """Return the variables of a simulated site.
+
+    Args:
+        site_file: Who it is.
+        num_threads: Its share of the machine's cores.
+    """
     limits = {name: _limit(name, num_threads) for name in _THREAD_VARIABLES}
     environment = {
         "OMP_WAIT_POLICY": "PASSIVE",  # sites share cores: who waits must not spin

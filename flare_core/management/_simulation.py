@@ -1,6 +1,8 @@
 """One federation on this machine: the server in a thread, each site a process."""
 
+import logging
 import queue
+import sys
 import tempfile
 import threading
 import time
@@ -24,14 +26,21 @@ from flare_core.application import (
     SiteRefused,
 )
 from flare_core.management._failure import SiteFailedError, last_words
+from flare_core.management._forks import Forks
 from flare_core.management._processes import (
+    Command,
     Script,
     SiteProcess,
+    Started,
     end,
+    environment_of,
     in_words,
     log_of,
     simulated,
+    spawned,
 )
+
+_log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 10.0
 """How long a site that failed may take to end; its traceback comes last."""
@@ -61,7 +70,15 @@ class _Interrupted:
     """Somebody wants it to end."""
 
 
-_News: TypeAlias = _SiteEnded | _ServerEnded | _Interrupted
+@final
+@dataclass(frozen=True, slots=True)
+class _MayFork:
+    """What the script imports is there, or `obstacle` says why it cannot be shared."""
+
+    obstacle: str
+
+
+_News: TypeAlias = _SiteEnded | _ServerEnded | _Interrupted | _MayFork
 
 
 @final
@@ -106,6 +123,7 @@ class Simulation:
         self._inbox: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._processes: dict[str, SiteProcess] = {}
         self._codes: dict[str, int] = {}
+        self._forks: Forks | None = None
         self._joined: set[str] = set()
         self._refused: set[str] = set()
         self.tolerated: list[SiteFailedError] = []
@@ -138,11 +156,13 @@ class Simulation:
         )
         thread.start()
         try:
-            self._start_sites(server)
+            self._prepare()
             return self._follow(server)
         finally:
             server.stop("the simulation was stopped")
             end(self._processes.values())
+            if self._forks is not None:
+                self._forks.close()
             thread.join()
             self.seconds = time.monotonic() - began
 
@@ -165,7 +185,19 @@ class Simulation:
         for observer in self._observers:
             observer(event)
 
-    def _start_sites(self, server: Server) -> None:
+    def _prepare(self) -> None:
+        """Import once what all sites will, where they can share that."""
+        if sys.platform != "linux" or len(self._sites) == 1:
+            self._inbox.put(_MayFork("there is nobody to share with"))
+            return
+        self._forks = Forks(
+            self._script.path,
+            environment_of("", self._num_threads),
+            self._folder / "imports.log",
+            lambda obstacle: self._inbox.put(_MayFork(obstacle)),
+        )
+
+    def _start_sites(self, server: Server, start: Callable[[Command], Started]) -> None:
         where = {"server": server.endpoint, "spool": str(server.spool.absolute())}
         for site in self._sites:
             command = simulated(
@@ -175,7 +207,7 @@ class Simulation:
                 num_threads=self._num_threads,
             )
             self._processes[site.name] = SiteProcess(
-                command, partial(self._note_end, site.name)
+                command, partial(self._note_end, site.name), start
             )
 
     def _note_end(self, site: str, code: int) -> None:
@@ -197,10 +229,18 @@ class Simulation:
             news = self._next()
             if isinstance(news, _SiteEnded):
                 server.lose(news.site, self._why_gone(news))
+            elif isinstance(news, _MayFork):
+                self._start_sites(server, self._way_to_start(news.obstacle))
             elif isinstance(news.outcome, BaseException):
                 raise news.outcome
             else:
                 return news.outcome
+
+    def _way_to_start(self, obstacle: str) -> Callable[[Command], Started]:
+        if self._forks is None or obstacle:
+            _log.info("each site imports for itself: %s", obstacle)
+            return spawned
+        return self._forks.start
 
     def _wait(self, done: Callable[[], bool], deadline: float | None = None) -> None:
         while not done():
@@ -209,7 +249,9 @@ class Simulation:
             except queue.Empty:
                 return
 
-    def _next(self, timeout_s: float | None = None) -> _SiteEnded | _ServerEnded:
+    def _next(
+        self, timeout_s: float | None = None
+    ) -> _SiteEnded | _ServerEnded | _MayFork:
         news = self._inbox.get(timeout=timeout_s)
         if isinstance(news, _Interrupted):
             raise KeyboardInterrupt
