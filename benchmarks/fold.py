@@ -153,6 +153,8 @@ def _add_folds(report: Report, setting: _Setting, name: str) -> None:
     strategy = FedAvg()
     weights = _model(setting.num_elements, _DTYPES[name])
     path = setting.folder / "update.safetensors"
+    spool = Spool(setting.folder)
+    spool.make()
     stream = write_file(path, file_bytes(weights.layout), pack(weights))
     sources: dict[str, Load] = {
         f"{name} mapped": lambda: unpack(mapped(path)),
@@ -167,7 +169,7 @@ def _add_folds(report: Report, setting: _Setting, name: str) -> None:
                     weights.layout,
                     strategy=strategy,
                     rule=Mean(),
-                    spool=Spool(setting.folder),
+                    spool=spool,
                     each=worker.each,
                 )
                 before = aggregator.first(path, stream)
@@ -193,7 +195,7 @@ def _rounds(
             seconds[what].append(
                 _timed(lambda: aggregator.add(load(), update, before.weights))
             )
-        seconds["finish"].append(_timed(lambda: aggregator.finish(before, 0)))
+        seconds["finish"].append(_timed(lambda: aggregator.finish(before)))
     return {what: found[1:] for what, found in seconds.items()}
 
 

@@ -73,6 +73,9 @@ class Averaging:
         each: Shares the parts among threads.
         num_sites: Sites of the run.
         plan: What is played; by default a round of these sites.
+
+    Attributes:
+        current: The global model, with its files.
     """
 
     def __init__(
@@ -87,37 +90,38 @@ class Averaging:
         plan: Plan | None = None,
     ) -> None:
         model = ModelState(first)
-        self._number = 0
         sites = Selection(sites=num_sites)
+        spool = Spool(folder)
+        spool.make()
         self._new = partial(
             Aggregator,
             plan or Plan(rounds=1, selection=sites),
             model.layout,
             strategy=strategy,
             rule=rule or Mean(),
-            spool=Spool(folder),
+            spool=spool,
             each=each,
         )
         self._aggregator = self._new()
         path = folder / "first.safetensors"
         stream = write_file(path, file_bytes(model.layout), pack(model))
-        self._current = self._aggregator.first(path, stream)
+        self.current = self._aggregator.first(path, stream)
 
     @property
     def model(self) -> ModelState:
         """The global model."""
-        return self._current.weights
+        return self.current.weights
 
     @property
     def lora(self) -> LoraReport | None:
         """How its LoRA weights were combined."""
-        return self._current.lora
+        return self.current.lora
 
     def restart(self) -> None:
         """Go on with what is in the files, as another server would."""
-        before, self._aggregator = self._current, self._new()
+        before, self._aggregator = self.current, self._new()
         again = self._aggregator.first(before.model.path, before.model.stream)
-        self._current = replace(again, memory=before.memory)
+        self.current = replace(again, memory=before.memory)
 
     def play(
         self, *updates: tuple[Mapping[str, npt.ArrayLike], int | Contribution]
@@ -130,9 +134,8 @@ class Averaging:
         for weights, said in updates:
             whole = ModelState(weights, classes=self.model.layout.classes)
             self._aggregator.add(whole, _contribution(said), self.model)
-        self._number += 1
-        outcome = self._aggregator.finish(self._current, self._number)
+        outcome = self._aggregator.finish(self.current)
         if isinstance(outcome, str):
             raise DivergedError(outcome)
-        self._current = outcome
+        self.current = outcome
         return self.model

@@ -27,9 +27,9 @@ from flare_core.communication import (
     Frame,
     body,
     file_bytes,
+    fill_file,
     header,
     scratch,
-    write_file,
 )
 from flare_core.federation import (
     Aggregation,
@@ -77,7 +77,7 @@ class Aggregator:
         self._layout = layout
         self._strategy = strategy
         self._rule = rule
-        self._publisher = Publisher(layout, plan.encoding, spool.folder)
+        self._publisher = Publisher(layout, plan.encoding, spool)
         self._each = each
         self._spool = spool
         self._sums: memoryview | None = None
@@ -86,7 +86,7 @@ class Aggregator:
         self._lora = LoraFactors(plan, layout, strategy, spool.folder, each)
 
     def first(self, path: Path, stream: bytes) -> Publication:
-        """Publish the model that the run starts from.
+        """Publish a model that has its file already.
 
         Args:
             path: Its file.
@@ -112,12 +112,11 @@ class Aggregator:
         self._updates = self._none_yet()
         self._lora.begin_anew()
 
-    def finish(self, before: Publication, number: int) -> Publication | str:
+    def finish(self, before: Publication) -> Publication | str:
         """Write and publish the next global model, and begin anew.
 
         Args:
             before: The model that the round started from.
-            number: Of the round that starts from the new one.
 
         Returns:
             The model; or why there is none, if there are too few updates or the
@@ -127,16 +126,16 @@ class Aggregator:
             ConfigurationError: If there is no room for it, or what the strategy
                 remembers is of another one.
         """
-        path = self._spool.model(number)
+        path = self._spool.unfinished("model")
         try:
             lora = self._lora.combine()
-            with self._moments(before, number) or nullcontext() as moments:
+            with self._moments(before) or nullcontext() as moments:
                 start = _Start(before.weights, moments, follows=self._rule.follows)
                 reason = self._updates.complete(start.centre)
                 if reason:
                     return f"aggregation {self._plan.aggregation.name!r}: {reason}"
                 frames = self._frames(start)
-                stream = write_file(path, file_bytes(self._layout), frames)
+                stream = fill_file(path, file_bytes(self._layout), frames)
         except OverflowedError as exc:
             return str(exc)
         except _DivergedError as exc:
@@ -161,15 +160,14 @@ class Aggregator:
             num_sites=self._plan.selection.sites,
         )
 
-    def _moments(self, before: Publication, number: int) -> Moments | None:
+    def _moments(self, before: Publication) -> Moments | None:
         """Return what is remembered of the round before, if anything is."""
         initial = dict(self._strategy.moments)
         if self._rule.follows:
             initial[_CENTRE] = 0.0
         if not initial:
             return None
-        path = self._spool.memory(number)
-        return Moments(self._layout, initial, before.memory, path)
+        return Moments(self._layout, initial, before.memory, self._spool)
 
     def _memory(self, num_bytes: int) -> memoryview:
         """Return the memory of the sums, the same in every round."""

@@ -54,6 +54,7 @@ class Course:
         self._worker = worker
         self._observer = observer
         self._hashes: dict[int, str] = {}
+        self._path = Path()
         self._warned = False
         self.last = plan.rounds
         self.reason = ""
@@ -84,6 +85,10 @@ class Course:
         self.tidy()
         self._tell(path)
 
+    def opened(self, path: Path) -> None:
+        """Take the file of the model that a round starts from, or the final one."""
+        self._path = path
+
     def hashed(self, number: int, blake3: str) -> None:
         """Take the hash of a global model."""
         self._hashes[number] = blake3
@@ -98,7 +103,7 @@ class Course:
         if self._score(record):
             number = record.round
             path = self._spool.best(number)
-            link = partial(link_file, self._spool.model(number), path)
+            link = partial(link_file, self._path, path)
             self._worker.do_aside(link, lambda _: self._tell(path))
 
     def tidy(self) -> None:
@@ -114,7 +119,7 @@ class Course:
             result: With the metrics of the final model.
         """
         if self._scores.add(result.rounds, result.metrics):
-            self._tell(self._spool.model(result.rounds))
+            self._tell(self._path)
         return structs.replace(result, best=self._best, stopped=self.reason)
 
     @property

@@ -53,11 +53,12 @@ class Folding:
         """Publish the model that is started from.
 
         Args:
-            path: Its file.
+            path: The file that it arrived in; it is given its name.
             stream: The XXH3-128 of the file.
         """
-        self._worker.small = path.stat().st_size <= SHORT_BYTES
-        return self._aggregator.first(path, stream)
+        name = self._spool.model(stream)
+        self._spool.put(path, name)
+        return self._started(name, stream)
 
     def resume(self, number: int, stream: bytes, memory: bytes) -> Publication:
         """Go on from a model that an earlier server has published.
@@ -70,13 +71,15 @@ class Folding:
         Raises:
             ConfigurationError: If one of the files is damaged.
         """
-        path = self._spool.model(number)
+        path = self._spool.model(stream)
         check_file(path, f"the global model of round {number}", stream)
-        model = self.first(path, stream)
+        self._spool.hold(path)
+        model = self._started(path, stream)
         if not memory:
             return model
-        beside = self._spool.memory(number)
+        beside = self._spool.memory(memory)
         check_file(beside, f"what the strategy remembers in round {number}", memory)
+        self._spool.hold(beside)
         return replace(model, memory=Memory(beside, memory))
 
     def begin(self, before: ModelState) -> None:
@@ -108,14 +111,16 @@ class Folding:
     def finish(
         self,
         model: Publication,
-        number: int,
         then: Callable[[Publication | str], None],
     ) -> None:
         """Write the next model.
 
         Args:
             model: The one that the round started from.
-            number: Of the round that starts from the next one.
             then: Called on the server's thread with it, or with why there is none.
         """
-        self._worker.do(partial(self._aggregator.finish, model, number), then)
+        self._worker.do(partial(self._aggregator.finish, model), then)
+
+    def _started(self, path: Path, stream: bytes) -> Publication:
+        self._worker.small = path.stat().st_size <= SHORT_BYTES
+        return self._aggregator.first(path, stream)

@@ -278,9 +278,8 @@ class Intake:
 
     def _path(self, site: str, offer: Offer) -> Path | None:
         """Return the file for weights; that of a short update would take longer."""
-        if self._base is None:
-            return self._spool.model(INITIAL + 1)
-        if offer.is_short and not self._late_weight:
+        first = self._base is None
+        if offer.is_short and not first and not self._late_weight:
             return None
         return self._spool.update(site, encoded=self._encoded != "none")
 

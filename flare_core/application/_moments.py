@@ -20,6 +20,7 @@ from flare_core._model import (
 )
 from flare_core.application._publication import Memory
 from flare_core.application._run_store import digest_of
+from flare_core.application._spool import Spool
 from flare_core.communication import (
     ReceivedFile,
     body,
@@ -45,7 +46,7 @@ class Moments:
         layout: Of the global model.
         initial: What each moment is before the first round, by its name; at least one.
         before: The file of the round before; None if this is the first one.
-        path: The file to write; it appears when all was kept.
+        spool: For the file to write; it gets its name when all was kept.
 
     Raises:
         ConfigurationError: If there is no room for it, or the file of the round before
@@ -57,14 +58,14 @@ class Moments:
         layout: Layout,
         initial: Mapping[str, float],
         before: Memory | None,
-        path: Path,
+        spool: Spool,
     ) -> None:
         self._initial = initial
-        self._path = path
+        self._spool = spool
         tensors = in_wire_order(list(_tensors(layout, len(initial))))
         self._before = None if before is None else _read(before.path, tensors)
         self._offsets = dict(_offsets(tensors))
-        self._file = ReceivedFile(_unfinished(path), file_bytes(tensors))
+        self._file = ReceivedFile(spool.unfinished("memory"), file_bytes(tensors))
         self._file.write(0, [header(tensors.tensors)])
 
     def __enter__(self) -> Self:
@@ -110,8 +111,10 @@ class Moments:
 
     def finish(self) -> Memory:
         """Return the file, once all parts were kept."""
-        _unfinished(self._path).replace(self._path)
-        return Memory(self._path, digest_of(self._path))
+        digest = digest_of(self._file.path)
+        path = self._spool.memory(digest)
+        self._spool.put(self._file.path, path)
+        return Memory(path, digest)
 
 
 def _tensors(layout: Layout, num_moments: int) -> Iterator[TensorSpec]:
@@ -139,7 +142,3 @@ def _read(path: Path, expected: Layout) -> ModelState:
         )
         raise ConfigurationError(msg)
     return found
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.unfinished")

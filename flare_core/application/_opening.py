@@ -1,6 +1,7 @@
 """What a run starts from: the weights of the first site by name."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 from flare_core._model import Layout
@@ -24,6 +25,12 @@ class Initial:
     parcel: Parcel
     stream: bytes
     layout: Layout
+
+    @property
+    def path(self) -> Path:
+        """The file that they arrived in."""
+        assert self.parcel.path is not None  # noqa: S101 - only a later one is short
+        return self.parcel.path
 
 
 @final
@@ -60,7 +67,7 @@ class Opening:
         """Take the weights that were asked for; others are ignored.
 
         So are those that a site handed in before it left, or was not the first one by
-        name any more: their file is that of whoever is asked next.
+        name any more.
         """
         parcel = initial.parcel
         if parcel.site == self._asked and self._intake.has(parcel.site, parcel.offer):

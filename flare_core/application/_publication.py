@@ -1,7 +1,7 @@
 """A global model as the server holds it: files, mapped, the same bytes for all."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -9,19 +9,22 @@ from blake3 import blake3
 
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Encoding
+from flare_core.application._spool import Spool
 from flare_core.communication import (
     CHUNK_BYTES,
+    SHORT_BYTES,
     WINDOW,
     Chunk,
     Delta,
+    Frame,
     Outgoing,
     Start,
     Want,
     decoded_file,
     encode_model,
+    fill_file,
     mapped,
     unpack,
-    write_file,
 )
 from flare_core.federation import LoraReport
 
@@ -82,6 +85,7 @@ class Publication:
     Attributes:
         model: Its file.
         weights: What is in it, mapped.
+        spool: Holds the files.
         delta: The model encoded against an earlier one.
         base: The stream of that one.
         error: Relative error of the encoding, before the decoded model became the
@@ -93,6 +97,7 @@ class Publication:
 
     model: ServedFile
     weights: ModelState
+    spool: Spool
     delta: ServedFile | None = None
     base: bytes = b""
     error: float = 0.0
@@ -127,10 +132,10 @@ class Publication:
         return None
 
     def discard(self) -> None:
-        """Remove its files; who has mapped them keeps what is in them."""
+        """Remove its files, but those that another model has, too."""
         for file in (self.model, self.delta, self.memory):
             if file is not None:
-                file.path.unlink(missing_ok=True)
+                self.spool.drop(file.path)
 
 
 @final
@@ -143,45 +148,58 @@ class Publisher:
     Args:
         layout: Of the global model.
         encoding: The plan's word.
-        folder: For what is underway.
+        spool: Holds the files.
     """
 
-    def __init__(self, layout: Layout, encoding: Encoding, folder: Path) -> None:
+    def __init__(self, layout: Layout, encoding: Encoding, spool: Spool) -> None:
         self._layout = layout
         self._encoding = encoding.down
-        self._folder = folder
+        self._spool = spool
 
     def first(self, path: Path, stream: bytes) -> Publication:
-        """Publish the model that the run starts from, as it is."""
+        """Publish a model that has its file already, as it is."""
         file = ServedFile(path, stream)
-        return Publication(file, self._weights(file))
+        return Publication(file, self._weights(file.contents), self._spool)
 
     def next(self, path: Path, stream: bytes, before: Publication) -> Publication:
         """Publish a model that came out of a round.
 
         Args:
-            path: Its file.
+            path: Its file, whole; it is given its name.
             stream: The XXH3-128 of the file.
             before: The model that the round started from.
         """
-        exact = self.first(path, stream)
-        if self._encoding == "none" or exact.model.short:
-            return exact
-        base = before.weights
-        encoded = encode_model(self._encoding, exact.weights, base, folder=self._folder)
-        size = sum(len(frame) for frame in encoded.frames)
-        name = path.with_suffix(".delta")
-        delta = ServedFile(name, write_file(name, size, encoded.frames))
-        if encoded.error:
+        exact = mapped(path)
+        if self._encoding == "none" or len(exact) <= SHORT_BYTES:
+            return self._named(path, stream)
+        weights, base = self._weights(exact), before.weights
+        folder = self._spool.folder
+        encoded = encode_model(self._encoding, weights, base, folder=folder)
+        delta = self._delta(encoded.frames)
+        if encoded.error:  # nobody looks at the exact one any more
             frames = decoded_file(self._encoding, delta.contents, base)
-            stream = write_file(path, exact.model.num_bytes, frames)
-        file = ServedFile(path, stream)
-        return Publication(
-            file, self._weights(file), delta, before.model.stream, encoded.error
+            stream = fill_file(path, len(exact), frames)
+        return replace(
+            self._named(path, stream),
+            delta=delta,
+            base=before.model.stream,
+            error=encoded.error,
         )
 
-    def _weights(self, file: ServedFile) -> ModelState:
-        return unpack(file.contents, classes=self._layout.classes)
+    def _named(self, path: Path, stream: bytes) -> Publication:
+        name = self._spool.model(stream)
+        self._spool.put(path, name)
+        return self.first(name, stream)
+
+    def _delta(self, frames: Sequence[Frame]) -> ServedFile:
+        path = self._spool.unfinished("delta")
+        stream = fill_file(path, sum(len(frame) for frame in frames), frames)
+        name = self._spool.delta(stream)
+        self._spool.put(path, name)
+        return ServedFile(name, stream)
+
+    def _weights(self, file: Frame) -> ModelState:
+        return unpack(file, classes=self._layout.classes)
 
 
 def blake3_of(path: Path) -> str:

@@ -77,6 +77,7 @@ def replay(
 
         def aggregator(layout: Layout) -> Aggregator:
             spool, each = Spool(Path(workspace)), worker.each
+            spool.make()
             return Aggregator(
                 plan, layout, strategy=strategy, rule=rule, spool=spool, each=each
             )
@@ -223,7 +224,7 @@ class _Rounds:
             if one is not None:
                 update = _contribution(site, record)
                 self._aggregator.add(one, update, base.weights)
-        return self._aggregator.finish(base, record.round + 1)
+        return self._aggregator.finish(base)
 
     def _compare(
         self,

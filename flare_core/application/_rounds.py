@@ -137,10 +137,8 @@ class Rounds:
 
     def begin(self, initial: Initial) -> None:
         """Start from the weights of a site."""
-        path = initial.parcel.path
-        assert path is not None  # noqa: S101 - only a later one may be short
         self._folding = folding = self._folds(initial.layout)
-        self._publish(folding.first(path, initial.stream), 0, None)
+        self._publish(folding.first(initial.path, initial.stream), 0, None)
 
     def resume(self, kept: Kept, layout: Layout) -> None:
         """Go on in the round that another server was in.
@@ -310,9 +308,7 @@ class Rounds:
         if current.complete:
             self._closing = True
             assert self._model is not None  # noqa: S101 - there is a round
-            self._folding_of_it.finish(
-                self._model, current.number + 1, partial(self._played, current)
-            )
+            self._folding_of_it.finish(self._model, partial(self._played, current))
 
     def tick(self) -> None:
         """End the round that is due, or say what it waits for; see `due`."""
@@ -368,6 +364,7 @@ class Rounds:
     def _open(self, model: Publication, number: int, invited: set[str]) -> Round:
         """Wait for the updates of a round, and return it."""
         self._model = model
+        self._course.opened(model.model.path)
         self._report = RoundReport(number)
         self._folding_of_it.begin(model.weights)
         self._closing = False

@@ -21,7 +21,7 @@ from flare_core.application._events import RoundRecord, SiteReport
 from flare_core.application._publication import Publication
 from flare_core.communication import Join, Offer, Parcel, mapped, sync
 
-_FORMAT = 3
+_FORMAT = 4
 NAME = "run.sqlite"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (format INTEGER, run TEXT, plan TEXT) STRICT;
@@ -238,7 +238,8 @@ class RunStore:
             cohort: Who is invited.
         """
         file, memory = model.model, model.memory
-        for path in filter(None, (file.path, memory and memory.path, file.path.parent)):
+        files = (file.path, memory and memory.path)
+        for path in filter(None, (*files, file.path.parent, self._folder)):
             sync(path)
         encoded = None if record is None else msgspec.msgpack.encode(record)
         with transaction(self._db):

@@ -53,10 +53,10 @@ def _kept(copy: Path, path: Path, run: str, plan: str) -> Kept | None:
 def _file_faults(files: Spool, kept: Kept) -> Iterator[str]:
     if kept.number is not None:
         what = f"the global model of round {kept.number}"
-        yield from _fault(what, files.model(kept.number), kept.stream)
+        yield from _fault(what, files.model(kept.stream), kept.stream)
         if kept.memory:
             what = f"what the strategy remembers in round {kept.number}"
-            yield from _fault(what, files.memory(kept.number), kept.memory)
+            yield from _fault(what, files.memory(kept.memory), kept.memory)
     for update in kept.updates:
         if update.file:
             path = files.update(update.site, encoded=False)

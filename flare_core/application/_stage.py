@@ -126,7 +126,10 @@ class Stage:
             self._ledger.keep_in(self._store)
             kept = self._store.kept()
             number = None if kept is None else kept.number
-            self._files.clear(number)
+            if kept is None:
+                self._files.clear()
+            else:
+                self._files.clear(kept.stream, kept.memory)
             if self._archive is not None:
                 self._archive.take_up(number)
             if kept is not None:

@@ -78,7 +78,7 @@ class ZmqLink:
         self._gate = Gate(site)
         self._mirrors = Mirrors()
         self._spool: Spool | None = None
-        self._put = INITIAL - 1
+        self._put = INITIAL
         self._courier: Courier | None = None
         self._plan: Plan | None = None
         self._fingerprint = self._run = ""
@@ -249,10 +249,8 @@ class ZmqLink:
         short = file_bytes(self._layout) <= SHORT_BYTES
         if spool is None or not spool.is_there or short:
             return self._connected.send(offer, frames, Start)
-        path = spool.model(number + 1)
-        if number != INITIAL:
-            path = spool.update(self._site.name, encoded=bool(offer.base))
-        # one of the same round may be read already
+        path = spool.update(self._site.name, encoded=bool(offer.base))
+        # one of the same round may be read already, and a first one be published
         write = write_file if number == self._put else fill_file
         self._put = number
         digest = write(path, offer.num_bytes, frames)
@@ -315,11 +313,10 @@ class ZmqLink:
         if self._spool is None or len(start.short) == start.num_bytes:
             return None
         try:
-            file = mapped(self._spool.model(start.round_number), private=True)
+            return mapped(self._spool.model(start.stream), private=True)
         except OSError as exc:  # it is on another machine, or the round has gone on
             _log.info("site %r fetches the global model: %s", self._site.name, exc)
             return None
-        return file if len(file) == start.num_bytes else None
 
     def _stream(self, stream: bytes, mirror: Mirror) -> ToSite | None:
         incoming = Incoming(len(mirror.file), mirror.write)

@@ -1,5 +1,6 @@
 """The next model and what the strategy remembers do not depend on who comes first."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -64,6 +65,9 @@ def _weights(site: str, number: int) -> ModelState:
     )
 
 
+_FIRST = _weights("first", 0)
+
+
 def _said(site: str, number: int) -> Contribution:
     rng = np.random.default_rng([7, number, *site.encode()])
     return Contribution(
@@ -77,23 +81,27 @@ def _said(site: str, number: int) -> Contribution:
 @contextmanager
 def _begun(way: _Way) -> Iterator[tuple[Folding, Publication]]:
     """Yield what folds updates, and the model that the first round starts from."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        closing(Worker(lambda _: None, num_threads=1)) as worker,
-    ):
-        first, path = _weights("first", 0), Path(folder, "first")
+    with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder))
-        strategy, rule = way
-        folding = Folding(
+        spool.make()
+        path = spool.update("a", encoded=False)
+        stream = write_file(path, file_bytes(_FIRST.layout), pack(_FIRST))
+        with _folding(way, spool) as folding:
+            yield folding, folding.first(path, stream)
+
+
+@contextmanager
+def _folding(way: _Way, spool: Spool) -> Iterator[Folding]:
+    strategy, rule = way
+    with closing(Worker(lambda _: None, num_threads=1)) as worker:
+        yield Folding(
             Plan(rounds=1),
-            first.layout,
+            _FIRST.layout,
             strategy=strategy,
             rule=rule,
             spool=spool,
             worker=worker,
         )
-        stream = write_file(path, file_bytes(first.layout), pack(first))
-        yield folding, folding.first(path, stream)
 
 
 def _hand_in(folding: Folding, current: Round, site: str) -> None:
@@ -103,9 +111,9 @@ def _hand_in(folding: Folding, current: Round, site: str) -> None:
     folding.advance(current)
 
 
-def _finished(folding: Folding, model: Publication, number: int) -> Publication:
+def _finished(folding: Folding, model: Publication) -> Publication:
     outcomes: list[Publication | str] = []
-    folding.finish(model, number, outcomes.append)
+    folding.finish(model, outcomes.append)
     (outcome,) = outcomes
     assert isinstance(outcome, Publication)
     return outcome
@@ -125,7 +133,7 @@ def _played(way: _Way, arrivals: Sequence[tuple[str, ...]]) -> bytes:
             folding.begin(model.weights)
             for site in arriving:
                 _hand_in(folding, current, site)
-            model = _finished(folding, model, number + 1)
+            model = _finished(folding, model)
         return _bits(model)
 
 
@@ -153,6 +161,27 @@ def test_a_site_that_was_given_up_and_comes_back_counts_as_if_it_had_not_been(
         current.invite("b")
         _hand_in(folding, current, "b")
 
-        found = _bits(_finished(folding, model, 1))
+        found = _bits(_finished(folding, model))
 
     assert found == _played(way, [_SITES])
+
+
+def test_the_files_that_another_server_goes_on_from_are_there_until_its_round_is_over(
+    tmp_path: Path,
+) -> None:
+    with _begun((FedAdam(), Mean())) as (folding, first):
+        current = Round(0, _SITES, quorum=len(_SITES))
+        folding.begin(first.weights)
+        for site in _SITES:
+            _hand_in(folding, current, site)
+        left = _finished(folding, first)
+        assert left.memory is not None
+        shutil.copytree(left.spool.folder, tmp_path, dirs_exist_ok=True)
+
+        with _folding((FedAdam(), Mean()), Spool(tmp_path)) as another:
+            model = another.resume(1, left.model.stream, left.memory.digest)
+
+            assert _bits(model) == _bits(left)
+            model.discard()
+            there = {one.stem for one in tmp_path.rglob("*.*")}
+            assert there == {first.model.stream.hex()}

@@ -65,7 +65,7 @@ def test_a_round_takes_less_memory_than_one_model(
         for number, weights in enumerate(updates):
             said = Contribution(site=f"{number}", num_examples=1)
             aggregator.add(weights, said, first)
-        outcome = aggregator.finish(aggregator.first(files[-1], b""), 1)
+        outcome = aggregator.finish(aggregator.first(files[-1], b""))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
 
@@ -76,11 +76,13 @@ def test_a_round_takes_less_memory_than_one_model(
 def _aggregator(
     rule: Aggregation, layout: Layout, folder: Path, worker: Worker
 ) -> Aggregator:
+    spool = Spool(folder)
+    spool.make()
     return Aggregator(
         Plan(rounds=1),
         layout,
         strategy=FedAvg(),
         rule=rule,
-        spool=Spool(folder),
+        spool=spool,
         each=worker.each,
     )

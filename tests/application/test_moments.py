@@ -13,6 +13,7 @@ from flare_core import ConfigurationError, ModelState, Part, TensorClass
 from flare_core._model import Array
 from flare_core.application._moments import Moments
 from flare_core.application._publication import Memory
+from flare_core.application._spool import Spool
 from flare_core.communication import mapped, unpack
 from flare_core.federation import Fold
 
@@ -35,6 +36,18 @@ _MODEL = _model(
 )
 
 
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """Where the files are."""
+    return _made(tmp_path)
+
+
+def _made(folder: Path) -> Spool:
+    spool = Spool(folder)
+    spool.make()
+    return spool
+
+
 def _parts(model: ModelState) -> Iterator[Part]:
     for batch in Fold(model.layout).batches:
         for part in batch:
@@ -43,11 +56,11 @@ def _parts(model: ModelState) -> Iterator[Part]:
 
 
 def _round(
-    model: ModelState, before: Memory | None, path: Path, add: float
+    model: ModelState, before: Memory | None, spool: Spool, add: float
 ) -> tuple[Memory, dict[tuple[str, int], dict[str, Array]]]:
     """Add to all moments; return their file, and what they were before."""
     were: dict[tuple[str, int], dict[str, Array]] = {}
-    with Moments(model.layout, _INITIAL, before, path) as moments:
+    with Moments(model.layout, _INITIAL, before, spool) as moments:
         for part in _parts(model):
             were[part.spec.name, part.start] = moments.of(part)
             more = {name: old + add for name, old in moments.of(part).items()}
@@ -56,10 +69,10 @@ def _round(
 
 
 def test_they_begin_as_the_strategy_says_and_go_on_as_they_were_left(
-    tmp_path: Path,
+    spool: Spool,
 ) -> None:
-    first, at_first = _round(_MODEL, None, tmp_path / "1", 0.5)
-    _, then = _round(_MODEL, first, tmp_path / "2", 0.5)
+    first, at_first = _round(_MODEL, None, spool, 0.5)
+    _, then = _round(_MODEL, first, spool, 0.5)
 
     assert at_first.keys() == then.keys()
     assert ("single", 1 << 17) in then  # a second part of one tensor
@@ -71,9 +84,9 @@ def test_they_begin_as_the_strategy_says_and_go_on_as_they_were_left(
 
 
 def test_they_take_a_float32_model_each_or_that_of_a_type_that_is_wider(
-    tmp_path: Path,
+    spool: Spool,
 ) -> None:
-    memory, _ = _round(_MODEL, None, tmp_path / "1", 1.0)
+    memory, _ = _round(_MODEL, None, spool, 1.0)
 
     kept = unpack(mapped(memory.path))
     types = {name: (array.dtype.name, array.shape) for name, array in kept.items()}
@@ -93,12 +106,12 @@ def test_those_of_float64_tensors_keep_every_bit(
 ) -> None:
     model = _model(w=np.zeros(len(values)))
     [part] = _parts(model)
-    folder = tmp_path_factory.mktemp("moments")
+    spool = _made(tmp_path_factory.mktemp("moments"))
     exact = np.array(values)
 
-    with Moments(model.layout, {"m": 0.0}, None, folder / "1") as moments:
+    with Moments(model.layout, {"m": 0.0}, None, spool) as moments:
         assert moments.keep(part, {"m": exact})
-    with Moments(model.layout, {"m": 0.0}, moments.finish(), folder / "2") as moments:
+    with Moments(model.layout, {"m": 0.0}, moments.finish(), spool) as moments:
         found = moments.of(part)["m"]
 
     assert found.tobytes() == exact.tobytes()
@@ -106,29 +119,28 @@ def test_those_of_float64_tensors_keep_every_bit(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
 def test_one_that_is_not_finite_where_it_is_kept_is_told(
-    tmp_path: Path, value: float
+    spool: Spool, value: float
 ) -> None:
     model = _model(w=np.zeros(3, np.float32))
     [part] = _parts(model)
 
-    with Moments(model.layout, {"m": 0.0}, None, tmp_path / "1") as moments:
+    with Moments(model.layout, {"m": 0.0}, None, spool) as moments:
         assert not moments.keep(part, {"m": np.array([0.0, value, 0.0])})
 
 
-def test_the_file_appears_when_all_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "1"
-
-    with Moments(_MODEL.layout, _INITIAL, None, path) as moments:
+def test_the_file_gets_its_name_when_all_is_kept(spool: Spool) -> None:
+    with Moments(_MODEL.layout, _INITIAL, None, spool) as moments:
         for part in _parts(_MODEL):
             moments.keep(part, moments.of(part))
-        assert not path.exists()
-    moments.finish()
+        assert not list(spool.folder.rglob("*.memory"))
+    memory = moments.finish()
 
-    assert path.exists()
+    assert list(spool.folder.rglob("*.memory")) == [memory.path]
+    assert memory.path == spool.memory(memory.digest)
 
 
-def test_those_of_another_strategy_are_refused(tmp_path: Path) -> None:
-    memory, _ = _round(_MODEL, None, tmp_path / "1", 1.0)
+def test_those_of_another_strategy_are_refused(spool: Spool) -> None:
+    memory, _ = _round(_MODEL, None, spool, 1.0)
 
-    with pytest.raises(ConfigurationError, match="1 is not what this strategy and"):
-        Moments(_MODEL.layout, {"only": 0.0}, memory, tmp_path / "2")
+    with pytest.raises(ConfigurationError, match="y is not what this strategy and"):
+        Moments(_MODEL.layout, {"only": 0.0}, memory, spool)

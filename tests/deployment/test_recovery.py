@@ -11,11 +11,12 @@ from typing import final
 import msgspec
 import numpy as np
 import pytest
+import xxhash
 
 import flare_core as flare
 from deployed import Deployment, deployment
 from flare_core.application import RoundRecord
-from site_scripts import WAIT_S, Local, model, plan, play, wander
+from site_scripts import WAIT_S, Local, Train, add, model, plan, play, wander
 
 _ROUNDS = 3
 _LARGE = model(*range(10_000))
@@ -170,14 +171,15 @@ def test_a_damaged_global_model_halts_the_run_until_it_is_put_back(
     game: _Game, deployed: Deployment, undisturbed: str
 ) -> None:
     deployed.stop()
-    path = game.spool / "global-1.safetensors"
+    (path,) = game.spool.glob("models/*.safetensors")
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + b"?")
     deployed.start()
 
     info = deployed.info("demo")
     assert info.state == "paused"
-    assert "global-1.safetensors, is damaged: expected XXH3-128" in info.error
+    name = xxhash.xxh3_128_hexdigest(whole)
+    assert f"{name}.safetensors, is damaged: expected XXH3-128 {name}" in info.error
     path.write_bytes(whole)
     assert game.final() == undisturbed
 
@@ -244,15 +246,40 @@ def test_what_a_strategy_remembers_outlives_the_server(
     assert finals[0] == finals[1]
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedadam"])
+def test_a_model_that_rounds_leave_as_it_is_outlives_the_server(
+    name: str, deployed: Deployment, pool: ThreadPoolExecutor
+) -> None:
+    deployed.member("a")
+    strategy = flare.StrategySettings(name=name)
+    deployed.create("demo", flare.Plan(rounds=4, strategy=strategy))
+    in_round_2, may_go_on = threading.Event(), threading.Event()
+    train = _waits_in_round_2(in_round_2, may_go_on, add(0))
+    site = pool.submit(play, deployed.site("a", "demo"), _LARGE, train)
+    assert in_round_2.wait(WAIT_S)
+
+    deployed.stop()
+    deployed.start()
+    may_go_on.set()
+
+    assert site.result(WAIT_S) == flare.ModelState(_LARGE)
+    assert len({one.blake3 for one in _records(deployed)}) == 1
+    assert deployed.ended("demo").state == "finished"
+
+
+def _jump(current: flare.ClientRound) -> Local:
+    rng = np.random.default_rng(current.number)
+    values = current.weights["w"]
+    return {"w": values + rng.normal(size=values.shape).astype(values.dtype)}, 1
+
+
 def _waits_in_round_2(
-    in_round_2: threading.Event, may_go_on: threading.Event
-) -> Callable[[flare.ClientRound], Local]:
-    def train(current: flare.ClientRound) -> Local:
+    in_round_2: threading.Event, may_go_on: threading.Event, train: Train = _jump
+) -> Train:
+    def waiting(current: flare.ClientRound) -> Local:
         if current.number == 2:
             in_round_2.set()
             assert may_go_on.wait(WAIT_S)
-        rng = np.random.default_rng(current.number)
-        values = current.weights["w"]
-        return {"w": values + rng.normal(size=values.shape).astype(values.dtype)}, 1
+        return train(current)
 
-    return train
+    return waiting

@@ -164,7 +164,7 @@ def test_what_a_crash_left_is_not_in_the_way_of_a_restart(
     spool = deployed.folder.runs / "one" / "spool"
 
     deployed.stop()
-    (spool / "one" / "global-0.safetensors.unfinished").write_bytes(b"half of it")
+    (spool / "one" / "models" / "model.unfinished").write_bytes(b"half of it")
     (spool / "one" / "updates" / "a.safetensors").write_bytes(b"nobody knows it")
     deployed.start()
     site = pool.submit(play, deployed.site("a", "one"), model(0), add(1))

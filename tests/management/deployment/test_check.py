@@ -141,6 +141,16 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _in_it(spoil: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Return what spoils the only file in a folder."""
+
+    def inner(folder: Path) -> None:
+        (path,) = folder.iterdir()
+        spoil(path)
+
+    return inner
+
+
 def _lose_a_line(path: Path) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
 
@@ -218,13 +228,8 @@ def _sql(statement: str) -> Callable[[Path], None]:
             "run on",
             "spool/on/run.sqlite is of run 'on', plan x",
         ),
-        (f"{_ON}/global-1.safetensors", _flip, "run on", "the global model of round 1"),
-        (
-            f"{_ON}/global-1.safetensors",
-            Path.unlink,
-            "run on",
-            "1.safetensors: No such",
-        ),
+        (f"{_ON}/models", _in_it(_flip), "run on", "the global model of round 1"),
+        (f"{_ON}/models", _in_it(Path.unlink), "run on", ".safetensors: No such file"),
         (f"{_ON}/updates/a.safetensors", _flip, "run on", "the update of site 'a', "),
     ],
 )
