@@ -4,6 +4,7 @@ import math
 import select
 import socket
 import threading
+import time
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Literal, Self, final
@@ -37,6 +38,9 @@ class Proxy:
         self.said = b""
         self._cuts: list[tuple[Direction, int]] = []
         self._stalls: list[tuple[int, float]] = []
+        self._unplugs: list[tuple[int, float, bool]] = []
+        self._silent = False
+        self._back_at = -math.inf
         self._bytes_per_s = math.inf
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -52,6 +56,18 @@ class Proxy:
         """Pass nothing on for a while once so many bytes in all were sent up."""
         with self._lock:
             self._stalls.append((at, seconds))
+
+    def unplug(self, at: int, seconds: float, *, silent: bool) -> None:
+        """Let nobody through for a while once so many bytes in all were sent up.
+
+        Args:
+            at: The bytes.
+            seconds: How long.
+            silent: Whether nobody is told: connections stay and new ones are made, but
+                nothing is heard.  Else they are hung up, and new ones at once.
+        """
+        with self._lock:
+            self._unplugs.append((at, seconds, silent))
 
     def slow(self, bytes_per_s: float) -> None:
         """Pass on no more than so much, in each direction."""
@@ -82,6 +98,8 @@ class Proxy:
     def _carry(self, site: socket.socket) -> None:
         with ExitStack() as both:
             both.enter_context(site)
+            if not self._lets_through():
+                return
             try:
                 server = both.enter_context(socket.create_connection(self._server))
             except OSError:  # it is not there, and so is its proxy
@@ -110,11 +128,24 @@ class Proxy:
             stalled = [one for one in self._stalls if one[0] <= self.passed["up"]]
             for one in stalled:
                 self._stalls.remove(one)
+            for at, seconds, silent in list(self._unplugs):
+                if at <= self.passed["up"]:
+                    self._unplugs.remove((at, seconds, silent))
+                    self._back_at, self._silent = time.monotonic() + seconds, silent
+        if not self._lets_through():
+            return False
         for _, seconds in stalled:
             self._over.wait(seconds)
         self._over.wait(len(piece) / self._bytes_per_s)
         target.sendall(piece if left is None else piece[:left])
         return bool(piece) and left is None
+
+    def _lets_through(self) -> bool:
+        """Tell whether a connection goes on; where nobody is told, wait first."""
+        left_s = self._back_at - time.monotonic()
+        if left_s > 0 and self._silent:
+            self._over.wait(left_s)
+        return left_s <= 0 or self._silent
 
     def _until_cut(self, direction: Direction, size: int) -> int | None:
         """Return how many of so many bytes may still pass; None if all may."""

@@ -9,7 +9,7 @@ SERVER = "server"
 Party: TypeAlias = str
 """The server, or a site by its name."""
 Kind: TypeAlias = Literal[
-    "kill", "kill at", "stop", "cut", "stall", "slow", "disk full", "garble"
+    "kill", "kill at", "stop", "cut", "stall", "unplug", "slow", "disk full", "garble"
 ]
 _AT_SERVER = (
     "before commit",
@@ -43,7 +43,9 @@ class Fault:
         moment: When, as a fraction of the time that the run takes by itself.
         point: Where the process is killed.
         times: How often it gets there before.
-        at: The byte that a connection is cut or stalled at.
+        at: The byte that a connection is cut, stalled or unplugged at.
+        seconds: How long it is unplugged.
+        silent: Whether nobody is told that it is.
         seed: Of what is random in it.
     """
 
@@ -53,6 +55,8 @@ class Fault:
     point: str = ""
     times: int = 1
     at: int = 0
+    seconds: float = 0.0
+    silent: bool = False
     seed: int = 0
 
     def __str__(self) -> str:
@@ -63,6 +67,9 @@ class Fault:
                 return f"{self.kind} {self.party} at {self.moment:.2f}"
             case "cut" | "stall":
                 return f"{self.kind} {self.party} at byte {self.at:,}"
+            case "unplug":
+                how = "silently " if self.silent else ""
+                return f"unplug {self.party} {how}for {self.seconds:g} s"
             case _:
                 return f"{self.kind} {self.party}"
 

@@ -20,7 +20,7 @@ import msgspec
 
 import flare_core as flare
 from chaos.faults import SERVER, Fault
-from deployed import Deployment
+from deployed import PATIENCE_S, Deployment
 from flare_core.application import RoundRecord, replay, verify_audit
 from flare_core.federation import invited
 from proxy import Proxy
@@ -31,8 +31,6 @@ RUN = "demo"
 _PROCESS = Path(__file__).with_name("process.py")
 _MOST_S = 120.0
 _STOPPED_S = 5.0
-_PATIENCE_S = 4.0
-"""Of the server: who is stopped is given up, and comes back."""
 _FULL_S = 2.0
 _FULL_BYTES = 1 << 14
 _SLOW_BYTES_S = 8e6
@@ -60,6 +58,24 @@ class Outcome:
     starts: Mapping[str, int]
     problems: Sequence[str]
     said: Mapping[str, str]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long who hears nothing waits.
+
+    Attributes:
+        server_s: The server; shorter than a process is stopped, by default: the site is
+            given up, and comes back.
+        site_s: A site.
+    """
+
+    server_s: float = 4.0
+    site_s: float = PATIENCE_S
+
+
+_SHORT = Patience()
 
 
 @final
@@ -129,7 +145,12 @@ class Keeper:
 
 
 def play(
-    command: Sequence[str], plan: flare.Plan, faults: Sequence[Fault], *, alone_s: float
+    command: Sequence[str],
+    plan: flare.Plan,
+    faults: Sequence[Fault],
+    *,
+    alone_s: float,
+    patience: Patience = _SHORT,
 ) -> Outcome:
     """Play a run in which things happen, and look at what became of it.
 
@@ -138,10 +159,11 @@ def play(
         plan: What is played.
         faults: What happens.
         alone_s: How long the run takes by itself.
+        patience: How long the server and the sites wait for each other.
     """
     path = Path(tempfile.mkdtemp(prefix="fc", dir="/tmp"))
     try:
-        return _play(path, command, plan, faults, alone_s)
+        return _play(path, command, plan, faults, alone_s=alone_s, patience=patience)
     finally:
         shutil.rmtree(path)
 
@@ -151,9 +173,11 @@ def _play(
     command: Sequence[str],
     plan: flare.Plan,
     faults: Sequence[Fault],
+    *,
     alone_s: float,
+    patience: Patience,
 ) -> Outcome:
-    deployed = Deployment(path, process=True, patience_s=_PATIENCE_S)
+    deployed = Deployment(path, process=True, patience_s=patience.server_s)
     for name in SITES:
         deployed.member(name)
     deployed.create(RUN, plan)
@@ -161,7 +185,9 @@ def _play(
     with ExitStack() as stack:
         proxies = {n: stack.enter_context(Proxy(deployed.endpoint)) for n in SITES}
         files = {
-            name: deployed.site(name, RUN, server=proxy.endpoint)
+            name: deployed.site(
+                name, RUN, server=proxy.endpoint, patience_s=patience.site_s
+            )
             for name, proxy in proxies.items()
         }
         began = time.monotonic()
@@ -176,7 +202,7 @@ def _play(
             keepers[name] = Keeper(name, words, environment, path / f"{name}.log")
         for fault in faults:
             stack.enter_context(_happening(fault, keepers, proxies, alone_s))
-        deadline = began + _MOST_S
+        deadline = began + _MOST_S + sum(fault.seconds for fault in faults)
         ended = [keepers[n].wait(deadline - time.monotonic()) for n in SITES]
         seconds = time.monotonic() - began
         _wait_for_the_end(deployed, deadline)
@@ -250,6 +276,8 @@ def _happening(
             proxies[fault.party].cut("up" if fault.seed % 2 else "down", fault.at)
         case "stall":
             proxies[fault.party].stall(fault.at, _STOPPED_S)
+        case "unplug":
+            proxies[fault.party].unplug(fault.at, fault.seconds, silent=fault.silent)
         case "slow":
             proxies[fault.party].slow(_SLOW_BYTES_S)
         case _:
