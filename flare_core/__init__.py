@@ -46,15 +46,15 @@ from flare_core._plan import (
     Encoding,
     OptimizerState,
     Plan,
-    RoundPolicy,
     Schedule,
     Select,
     StrategySettings,
 )
+from flare_core._round_policy import RoundPolicy
 from flare_core._selection import Selection
 from flare_core._site import Binding, Policy, Resources, Site, site
 from flare_core._stop import Stop
-from flare_core._topology import Cyclic, Star, Topology
+from flare_core._topology import Asynchronous, Cyclic, Star, Topology
 from flare_core.federation import (
     Aggregation,
     Cohort,
@@ -81,6 +81,7 @@ __all__ = [
     "Admission",
     "Aggregation",
     "AggregationSettings",
+    "Asynchronous",
     "BaseModelError",
     "Binding",
     "Client",

@@ -9,6 +9,7 @@ from blake3 import blake3
 from flare_core._errors import ConfigurationError
 from flare_core._local import FedDyn, Local, Plain, Scaffold
 from flare_core._lora import Lora
+from flare_core._round_policy import RoundPolicy
 from flare_core._selection import Selection
 from flare_core._stop import Stop
 from flare_core._topology import Cyclic, Star, Topology
@@ -110,23 +111,6 @@ _AT_THE_SITES = {"fedprox", "scaffold", "feddyn", "ditto"}
 """Known as federated algorithms, and yet no server's."""
 
 
-class RoundPolicy(_Settings, frozen=True):
-    """When a round ends that not all sites have answered, and what comes after it.
-
-    Attributes:
-        deadline_s: Seconds from the start of a round, after which it ends with the
-            updates that are in; without a quorum of them it ends as soon as there is.
-        grace_s: Seconds that the others still have once a quorum of updates is in.
-        late_weight: An update that comes one round late is counted in that round, as
-            the step that it is, with this share of its examples; if not set, it is
-            refused.
-    """
-
-    deadline_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    grace_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    late_weight: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
-
-
 class Admission(_Settings, frozen=True):
     """What an update must keep to beside being finite and of the model's layout.
 
@@ -178,9 +162,8 @@ class Plan(_Settings, frozen=True):
         strategy: How the model is moved by what comes out.
         local: What sites add to their training, beside any strategy.
         lora: How LoRA weights are combined, in models that have some.
-        selection: Which sites take part; with a topology in which they train in turn,
-            one in each round.
-        round: When a round ends that not all sites have answered.
+        selection: Which sites take part; as the topology has it, where it says more.
+        round: When a round ends that not all sites have answered; likewise.
         stop: Which global model is the best, and when the run ends early.
         admission: What updates must keep to.
         encoding: How models travel.
@@ -217,8 +200,16 @@ class Plan(_Settings, frozen=True):
                 f"strategy: leave strategy.name = {self.strategy.name!r} away"
             )
             raise ValueError(msg)
-        if isinstance(self.topology, Cyclic):
-            self._let_sites_take_turns()
+        if self._corrects and not isinstance(self.topology, Star):
+            msg = (
+                f"local.name = {_tag(type(self.local))!r} and topology.name = "
+                f"{_tag(type(self.topology))!r} do not go together: it corrects steps "
+                "that sites take at the same time, from the same model; leave one away"
+            )
+            raise ValueError(msg)
+        selection, policy = self.topology.settled(self.selection, self.round)
+        msgspec.structs.force_setattr(self, "selection", selection)
+        msgspec.structs.force_setattr(self, "round", policy)
 
     @property
     def takes_who_comes(self) -> bool:
@@ -226,27 +217,6 @@ class Plan(_Settings, frozen=True):
         if isinstance(self.topology, Cyclic):
             return self.topology.pass_on
         return self.selection.takes_who_comes
-
-    def _let_sites_take_turns(self) -> None:
-        """Have each round be of one site; raise if the plan says something else."""
-        turns = msgspec.structs.replace(
-            self.selection, choose="round_robin", k=1, quorum=None
-        )
-        for setting, given in (
-            ("selection.choose", self.selection.choose not in {"all", turns.choose}),
-            ("selection.k", self.selection.k not in {None, turns.k}),
-            ("selection.quorum", self.selection.quorum not in {None, turns.k}),
-            ("round.late_weight", self.round.late_weight is not None),
-            (f"local.name = {_tag(type(self.local))!r}", self._corrects),
-        ):
-            if given:
-                msg = (
-                    f"topology.name = 'cyclic' and {setting} do not go together: one "
-                    f"site after another trains, and nothing is averaged; leave "
-                    f"{setting} away"
-                )
-                raise ValueError(msg)
-        msgspec.structs.force_setattr(self, "selection", turns)
 
     @property
     def _corrects(self) -> bool:

@@ -1,8 +1,11 @@
 """Who trains when, and who combines what: the table of a plan that says so."""
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
+
+from flare_core._round_policy import RoundPolicy
+from flare_core._selection import Selection
 
 
 class _Topology(
@@ -13,6 +16,26 @@ class _Topology(
     tag_field="name",
 ):
     """The table ``[topology]`` of a plan, told apart by its name."""
+
+    def settled(
+        self, selection: Selection, policy: RoundPolicy
+    ) -> tuple[Selection, RoundPolicy]:
+        """Return how sites are chosen and rounds end, as it has to be with this.
+
+        Raises:
+            ValueError: If a plan says otherwise.
+        """
+        return selection, policy
+
+    def _only(self, setting: str, value: object, *possible: object) -> None:
+        """Raise unless a setting has one of these values, the first of them unset."""
+        if value in possible:
+            return
+        msg = (
+            f"topology.name = {_tag(self)!r} and {setting} = {value!r} do not go "
+            f"together: leave {setting} away, or take another topology"
+        )
+        raise ValueError(msg)
 
 
 class Star(_Topology, frozen=True, tag="star"):
@@ -36,5 +59,58 @@ class Cyclic(_Topology, frozen=True, tag="cyclic"):
 
     pass_on: bool = False
 
+    def settled(
+        self, selection: Selection, policy: RoundPolicy
+    ) -> tuple[Selection, RoundPolicy]:
+        """Have each round be of one site, whose turn it is."""
+        self._only("selection.choose", selection.choose, "all", "round_robin")
+        self._only("selection.k", selection.k, None, 1)
+        self._only("selection.quorum", selection.quorum, None, 1)
+        self._only("round.late_weight", policy.late_weight, None)
+        turns = {"choose": "round_robin", "k": 1, "quorum": None}
+        return msgspec.structs.replace(selection, **turns), policy
 
-Topology: TypeAlias = Star | Cyclic
+
+class Asynchronous(_Topology, frozen=True, tag="async"):
+    r"""Sites train all the time, and a few of their updates make the next model.
+
+    Nobody waits for slower sites.  An update counts as the step that it is from the
+    model which its site started from; where :math:`s` models came since, as
+    :math:`1/\sqrt{1+s}` of it (FedBuff: Nguyen et al., AISTATS 2022, algorithm 1,
+    https://arxiv.org/abs/2106.06639).  A site is in a model once; it gets that model as
+    soon as it is made.
+
+    Attributes:
+        buffer: How many updates make a model.
+        most_staleness: An update is refused where more models than these came since.
+    """
+
+    buffer: Annotated[int, msgspec.Meta(ge=1)]
+    most_staleness: Annotated[int, msgspec.Meta(ge=0)] = 10
+
+    def settled(
+        self, selection: Selection, policy: RoundPolicy
+    ) -> tuple[Selection, RoundPolicy]:
+        """Have a round end with as many updates as the buffer has, and wait no more."""
+        self._only("selection.choose", selection.choose, "all")
+        self._only("selection.quorum", selection.quorum, None, self.buffer)
+        self._only("round.deadline_s", policy.deadline_s, None)
+        self._only("round.grace_s", policy.grace_s, None, 0)
+        self._only("round.late_weight", policy.late_weight, None)
+        if self.buffer > selection.sites:
+            msg = (
+                f"topology.buffer = {self.buffer} can never be filled by "
+                f"selection.sites = {selection.sites}: a site is in a model once"
+            )
+            raise ValueError(msg)
+        return (
+            msgspec.structs.replace(selection, quorum=self.buffer),
+            RoundPolicy(grace_s=0),
+        )
+
+
+Topology: TypeAlias = Star | Cyclic | Asynchronous
+
+
+def _tag(topology: _Topology) -> str:
+    return str(type(topology).__struct_config__.tag)

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from flare_core import (
     AggregationSettings,
+    Asynchronous,
     ConfigurationError,
     Cyclic,
     FedDyn,
     FedProx,
+    Local,
     Plain,
     Plan,
     Scaffold,
@@ -20,6 +22,7 @@ from flare_core import (
     Star,
     Stop,
     StrategySettings,
+    Topology,
 )
 from flare_core._plan import plan_from
 from flare_core._selection import Choose
@@ -181,26 +184,56 @@ def test_sites_that_train_in_turn_are_one_in_each_round() -> None:
     assert star.topology == Star()
 
 
+_RANDOM = {"sites": 4, "choose": "random", "k": 1}
+
+
 @pytest.mark.parametrize(
-    ("setting", "given"),
+    ("topology", "setting", "given"),
     [
-        ("selection.choose", {"selection": {"sites": 4, "choose": "random", "k": 1}}),
-        ("selection.k", {"selection": {"sites": 4, "choose": "round_robin", "k": 2}}),
-        ("selection.quorum", {"selection": {"sites": 4, "quorum": 3}}),
-        ("round.late_weight", {"round": {"late_weight": 0.5}}),
-        ("local.name = 'scaffold'", {"local": {"name": "scaffold"}}),
-        ("local.name = 'feddyn'", {"local": {"name": "feddyn"}}),
+        ("cyclic", "selection.choose = 'random'", {"selection": _RANDOM}),
+        (
+            "cyclic",
+            "selection.k = 2",
+            {"selection": {"sites": 4, "choose": "round_robin", "k": 2}},
+        ),
+        ("cyclic", "selection.quorum = 3", {"selection": {"sites": 4, "quorum": 3}}),
+        ("cyclic", "round.late_weight = 0.5", {"round": {"late_weight": 0.5}}),
+        ("async", "selection.choose = 'random'", {"selection": _RANDOM}),
+        ("async", "selection.quorum = 3", {"selection": {"sites": 4, "quorum": 3}}),
+        ("async", "round.deadline_s = 9.0", {"round": {"deadline_s": 9}}),
+        ("async", "round.grace_s = 1.0", {"round": {"grace_s": 1}}),
+        ("async", "round.late_weight = 0.5", {"round": {"late_weight": 0.5}}),
     ],
 )
-def test_what_makes_no_sense_where_sites_train_in_turn_is_refused(
-    setting: str, given: dict[str, Any]
+def test_what_makes_no_sense_in_a_topology_is_refused(
+    topology: str, setting: str, given: dict[str, Any]
 ) -> None:
-    tree = {"rounds": 3, "topology": {"name": "cyclic"}} | given
+    settings = {"buffer": 1} if topology == "async" else {}
+    tree = {"rounds": 3, "topology": {"name": topology} | settings} | given
 
     with pytest.raises(ConfigurationError) as error:
         plan_from(tree, source="plan.toml")
 
-    assert f"'cyclic' and {setting} do not go together" in str(error.value)
+    words = f"topology.name = {topology!r} and {setting} do not go together"
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("topology", [Cyclic(), Asynchronous(buffer=1)])
+@pytest.mark.parametrize("local", [Scaffold(), FedDyn()])
+def test_what_corrects_steps_that_are_taken_together_needs_a_star(
+    topology: Topology, local: Local
+) -> None:
+    with pytest.raises(ValueError, match="that sites take at the same time"):
+        Plan(rounds=3, topology=topology, local=local)
+
+
+def test_an_asynchronous_round_is_one_buffer() -> None:
+    plan = Plan(rounds=3, topology=Asynchronous(buffer=2), selection=Selection(sites=4))
+
+    assert (plan.selection.least, plan.round.grace_s) == (2, 0)
+    assert plan_from(msgspec.to_builtins(plan), source="plan.toml") == plan
+    with pytest.raises(ValueError, match="buffer = 5 can never be filled by"):
+        Plan(rounds=3, topology=Asynchronous(buffer=5), selection=Selection(sites=4))
 
 
 def test_feddyn_needs_all_sites_in_every_round() -> None:

@@ -132,10 +132,17 @@ def _to_bfloat16(single: Array) -> Array:
     return half.reshape(single.shape)
 
 
-def shifted(array: Array, base: Array, to: Array) -> Array:
-    """Return the step from `base` to `array`, taken from `to`; a counter stays."""
+def shifted(array: Array, base: Array, to: Array, *, pace: float = 1.0) -> Array:
+    """Return the step from `base` to `array`, taken from `to`; a counter stays.
+
+    Args:
+        array: Where the step leads.
+        base: Where it begins.
+        to: Where it is taken from instead; all three of one shape and dtype.
+        pace: How much of it is taken.
+    """
     if is_counter(array.dtype):
         return array
     kind = accumulator_dtype(array.dtype)
     step = array.astype(kind) - base.astype(kind)
-    return rounded_once(to.astype(kind) + step, array.dtype)
+    return rounded_once(to.astype(kind) + pace * step, array.dtype)

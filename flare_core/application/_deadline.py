@@ -4,7 +4,7 @@ import math
 import time
 from typing import final
 
-from flare_core._plan import RoundPolicy
+from flare_core._round_policy import RoundPolicy
 
 
 @final
@@ -28,7 +28,9 @@ class Deadline:
 
     def quorum(self) -> None:
         """Note that there is a quorum: the others have their grace from now on."""
-        if self._grace_s is not None:
+        if self._grace_s == 0:
+            self.strike()
+        elif self._grace_s is not None:
             self.due = min(self.due, time.monotonic() + self._grace_s)
             self._grace_s = None
 

@@ -19,13 +19,14 @@ class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         num_examples: Examples seen in local training.
         num_steps: Optimizer steps of local training; 0 if the site does not say.
-        global_metrics: Of the global model that the round started from.
+        global_metrics: Of the global model that its local training started from.
         metrics: Of the local model after training.
         bytes_down: Bytes sent to it of the global model, repeated ones too; of a site
             that shares the server's spool, those that would have been.
         bytes_up: Bytes of its update.
         error_up: Relative error of the update's encoding; 0 if it lost nothing.
         seconds: From the round's start until its update was in.
+        staleness: How many global models came since the one that it started from.
     """
 
     num_examples: int
@@ -36,6 +37,7 @@ class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
     bytes_up: int
     error_up: float
     seconds: float
+    staleness: int = 0
 
 
 class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,11 +1,13 @@
 """Has the updates of a round folded as soon as they can be, in the cohort's order."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import final
 
+from flare_core._errors import ConfigurationError
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Plan
 from flare_core.application._aggregator import Aggregator
@@ -14,7 +16,15 @@ from flare_core.application._run_store import check_file
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import SHORT_BYTES
-from flare_core.federation import Aggregation, Contribution, Round, Strategy
+from flare_core.federation import (
+    Aggregation,
+    Contribution,
+    Round,
+    Strategy,
+    staleness_of,
+)
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -43,6 +53,7 @@ class Folding:
         self._aggregator = Aggregator(
             plan, layout, strategy=strategy, rule=rule, spool=spool, each=worker.each
         )
+        self._most = staleness_of(plan).most
         self._spool = spool
         self._worker = worker
         self._updates: dict[str, tuple[ModelState, Contribution]] = {}
@@ -81,6 +92,27 @@ class Folding:
         check_file(beside, f"what the strategy remembers in round {number}", memory)
         self._spool.hold(beside)
         return replace(model, memory=Memory(beside, memory))
+
+    def earlier(
+        self, number: int, streams: Mapping[int, bytes]
+    ) -> Iterator[tuple[int, Publication]]:
+        """Yield the models of before that late updates may start from, by number.
+
+        Args:
+            number: Of the round that is played.
+            streams: The XXH3-128 of each model's file, by number.
+        """
+        for earlier in range(max(0, number - self._most), number):
+            path = self._spool.model(streams[earlier])
+            try:
+                check_file(
+                    path, f"the global model of round {earlier}", streams[earlier]
+                )
+            except ConfigurationError as exc:
+                _log.warning("updates that start from it will be refused: %s", exc)
+                continue
+            self._spool.hold(path)
+            yield earlier, self._aggregator.first(path, streams[earlier])
 
     def begin(self, before: ModelState) -> None:
         """Forget the updates of the round before.

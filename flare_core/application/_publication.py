@@ -132,8 +132,12 @@ class Publication:
         return None
 
     def discard(self) -> None:
-        """Remove its files, but those that another model has, too."""
-        for file in (self.model, self.delta, self.memory):
+        """Remove its file, unless that is another model's, too."""
+        self.spool.drop(self.model.path)
+
+    def discard_beside(self) -> None:
+        """Remove what was of use while it was the newest one."""
+        for file in (self.delta, self.memory):
             if file is not None:
                 self.spool.drop(file.path)
 

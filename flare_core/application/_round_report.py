@@ -35,8 +35,14 @@ class RoundReport:
         """Note that bytes of the global model went to a site."""
         self._bytes_down[site] = self._bytes_down.get(site, 0) + num_bytes
 
-    def received(self, site: str, offer: Offer) -> SiteReport:
-        """Note an update, and return what there is to say of its site."""
+    def received(self, site: str, offer: Offer, staleness: int) -> SiteReport:
+        """Note an update, and return what there is to say of its site.
+
+        Args:
+            site: Whose.
+            offer: What it says of the update.
+            staleness: How many global models came since the one that it starts from.
+        """
         self._sites[site] = SiteReport(
             num_examples=offer.num_examples,
             num_steps=offer.num_steps,
@@ -46,6 +52,7 @@ class RoundReport:
             bytes_up=offer.num_bytes,
             error_up=offer.error if math.isfinite(offer.error) else 0.0,
             seconds=self._seconds(),
+            staleness=staleness,
         )
         return self._sites[site]
 
@@ -68,7 +75,11 @@ class RoundReport:
             outcome: The new model.
         """
         sites = {site: self._sites[site] for site in weights}
-        before = {site: report.global_metrics for site, report in sites.items()}
+        before = {
+            site: report.global_metrics
+            for site, report in sites.items()
+            if not report.staleness  # else it is of another model
+        }
         after = {site: report.metrics for site, report in sites.items()}
         return RoundRecord(
             round=self._number,

@@ -6,7 +6,8 @@ from functools import partial
 from typing import final
 
 from flare_core._model import Layout, ModelState
-from flare_core._plan import Plan, RoundPolicy
+from flare_core._plan import Plan
+from flare_core._round_policy import RoundPolicy
 from flare_core.application._cohorts import Cohorts
 from flare_core.application._course import Course
 from flare_core.application._deadline import Deadline
@@ -25,16 +26,15 @@ from flare_core.application._lobby import Lobby
 from flare_core.application._on_record import OnRecord
 from flare_core.application._opening import Initial
 from flare_core.application._publication import Publication
+from flare_core.application._receipts import Receipts
 from flare_core.application._restoring import Restoring
 from flare_core.application._round_report import RoundReport, contribution
-from flare_core.application._run_store import Kept, RunStore
-from flare_core.application._waiting import Waiting
+from flare_core.application._run_store import Kept
+from flare_core.application._waiting import Waiting, ahead
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     INITIAL,
     Aborted,
-    Committed,
-    Offer,
     Parcel,
     Want,
     sync,
@@ -78,6 +78,7 @@ class Rounds:
         patient: bool,
     ) -> None:
         self._plan = plan
+        self._least = plan.selection.least
         self._lobby = lobby
         self._intake = intake
         self._folds = folds
@@ -105,8 +106,8 @@ class Rounds:
             count=self._restored,
             go_on=self._go_on,
         )
-        self._closing = False
-        self._owed: list[tuple[str, Offer]] = []
+        self._receipts = Receipts(ledger, send)
+        self._training = set[str]()
         self._waiting = Waiting(plan, lobby, send, observer)
         self._deadline = Deadline(RoundPolicy())
 
@@ -131,14 +132,20 @@ class Rounds:
         return self.number == self._course.last
 
     @property
+    def closing(self) -> bool:
+        """Whether a round is over, and its model being made."""
+        return self._receipts.closing is not None
+
+    @property
     def due(self) -> float:
         """When to call `tick`, on the monotonic clock."""
-        return math.inf if self._closing else self._deadline.due
+        return math.inf if self.closing else self._deadline.due
 
     def begin(self, initial: Initial) -> None:
         """Start from the weights of a site."""
-        self._folding = folding = self._folds(initial.layout)
-        self._publish(folding.first(initial.path, initial.stream), 0, None)
+        self._folding = self._folds(initial.layout)
+        first = self._folding.first(initial.path, initial.stream)
+        self._publish(first, 0, None)
 
     def resume(self, kept: Kept, layout: Layout) -> None:
         """Go on in the round that another server was in.
@@ -153,22 +160,34 @@ class Rounds:
         number = kept.number
         assert number is not None  # noqa: S101 - else there is no round
         self._course.resume(kept.played, kept.hashes)
+        self._training |= self._lobby.present  # until they are heard of
         self._folding = folding = self._folds(layout)
-        model = folding.resume(number, kept.stream, kept.memory)
+        model = folding.resume(number, kept.streams[number], kept.memory)
         current = self._open(model, number, kept.cohort)
+        for earlier, published in folding.earlier(number, kept.streams):
+            self._intake.remember(earlier, published)
         self._cohorts.learn(kept.sizes)
         self._restoring.begin(current, kept.updates)
         self._on_record.put(model, current, kept.record, final=self.finished)
         self._look_whether_it_waits(current)
         self._go_on(current)
 
+    def hold(self, act: Callable[[], object]) -> None:
+        """Do something once the next round is open; while one is being closed."""
+        self._receipts.hold(act)
+
     def announce(self, site: str) -> None:
         """Tell a site of the global model, unless its update is in already."""
         current = self._round
         if self._distribution is None or current is None:
             return
-        if self.finished or (current.awaits(site) and not self._closing):
+        if self.finished or (current.awaits(site) and not self.closing):
+            self._training.add(site)
             self._distribution.announce(site)
+
+    def waits(self, site: str) -> None:
+        """Note that a site trains no more: it has handed in, or asks again."""
+        self._training.discard(site)
 
     def serve(self, site: str, want: Want) -> None:
         """Send what a site asks for of the global model."""
@@ -190,12 +209,10 @@ class Rounds:
             return
         if round_number < current.number:  # it has not heard that the round is over
             if self.finished or site in current.cohort:
+                self._training.add(site)
                 self._distribution.announce(site)
         elif round_number > current.number:
-            reason = (
-                f"site {site!r} is in round {round_number}, and the server in round "
-                f"{current.number}: was its folder put back to an earlier state?"
-            )
+            reason = ahead(site, round_number, current.number)
             self._send(site, Aborted(reason=reason))
 
     def invite(self, site: str) -> int:
@@ -209,7 +226,7 @@ class Rounds:
             return self._cohorts.since(site, 0)
         if self.finished:
             return current.number
-        if self._closing:
+        if self.closing:
             return self._cohorts.since(site, current.number + 1)
         if not self._cohorts.takes(site, current, paused=bool(self._waiting.reason)):
             return current.number + 1
@@ -223,10 +240,10 @@ class Rounds:
         if current is None or self.finished:
             return
         current.lose(site)
+        self._training.discard(site)
         self._pass_on(current)
         last = current.number + 1 == self._plan.rounds
-        least = self._plan.selection.least
-        none_follows = not last and len(self._lobby.present) < least
+        none_follows = not last and len(self._lobby.present) < self._least
         if not self._patient and (current.short_by or none_follows):
             self._failed(self._waiting.in_vain(current, why), site)
             return
@@ -248,6 +265,7 @@ class Rounds:
 
     def admit(self, parcel: Parcel, weights: ModelState) -> None:
         """Let an update count, and fold what is next in the cohort's order."""
+        staleness = self._intake.staleness(parcel.offer)
         parcel = self._intake.counted(parcel)
         site, offer = parcel.site, parcel.offer
         current, number = self._round, offer.round_number
@@ -256,12 +274,9 @@ class Rounds:
             return
         if offer.spooled and self._distribution is not None:
             self._distribution.shared(site)
-        report = self._report.received(site, offer)
+        report = self._report.received(site, offer, staleness)
         self._keep(parcel, weights)
-        self._ledger.write(
-            partial(self._commit, parcel, report),
-            partial(self._committed, site, offer),
-        )
+        self._receipts.commit(parcel, report)
         self._observer(Updated(site, current.number, report))
         self._go_on(current)
 
@@ -271,18 +286,6 @@ class Rounds:
         self._ledger.keep(
             lambda archive: archive.take(parcel.site, parcel.path, weights)
         )
-
-    def _commit(self, parcel: Parcel, report: SiteReport, store: RunStore) -> None:
-        """Keep an update, unless the model that it is part of is kept next."""
-        if not self._closing:
-            store.committed(parcel, report)
-
-    def _committed(self, site: str, offer: Offer) -> None:
-        """Say that an update is safe, as soon as it is."""
-        if self._closing and offer.round_number == self.number:
-            self._owed.append((site, offer))
-        else:
-            self._send(site, Committed(stream=offer.stream))
 
     @property
     def _folding_of_it(self) -> Folding:
@@ -298,15 +301,15 @@ class Rounds:
 
     def _go_on(self, current: Round) -> None:
         """Fold what is ready, and end the round if that was all, or it is time."""
-        if self._closing:
+        if self.closing:
             return
-        if current.num_updates >= self._plan.selection.least:
+        if current.num_updates >= self._least:
             self._deadline.quorum()
             for site in current.missing if self._deadline.passed else ():
                 current.lose(site)
         self._folding_of_it.advance(current)
         if current.complete:
-            self._closing = True
+            self._receipts.closing = current.number
             assert self._model is not None  # noqa: S101 - there is a round
             self._folding_of_it.finish(self._model, partial(self._played, current))
 
@@ -343,19 +346,18 @@ class Rounds:
             current = self._open(model, number, self._cohorts.opened())
             for site in self._lobby.gone:
                 self._restoring.do_without(site, current)
-            for site, offer in self._owed:
-                self._committed(site, offer)
-            self._owed.clear()
-            for site in sorted(self._lobby.present):
+            self._receipts.opened()
+            for site in sorted(self._lobby.present - self._training):
                 if not self._intake.sends(site):
                     self.announce(site)
             self._on_record.put(model, current, record, final=self.finished)
             self._course.tidy()
             if before is not None:
-                self._worker.do_aside(before.discard)
+                self._worker.do_aside(before.discard_beside)
             if self.finished:
                 self._worker.do_aside(partial(sync, model.model.path))
             self._look_whether_it_waits(current)
+            self._receipts.release()
 
         self._ledger.write(
             lambda store: store.published(number, model, record, cohort), opened
@@ -367,12 +369,13 @@ class Rounds:
         self._course.opened(model.model.path)
         self._report = RoundReport(number)
         self._folding_of_it.begin(model.weights)
-        self._closing = False
-        least = self._plan.selection.least
-        self._round = current = Round(number, invited, quorum=least)
+        self._receipts.closing = None
+        self._round = current = Round(number, invited, quorum=self._least)
         self._deadline = Deadline(RoundPolicy() if self.finished else self._plan.round)
         cohort = () if self.finished else current.cohort
-        self._intake.begin(number, cohort, model.weights.layout, model)
+        layout = model.weights.layout
+        for outdated in self._intake.begin(number, cohort, layout, model):
+            self._worker.do_aside(outdated.discard)
         self._distribution = Distribution(
             model,
             number,

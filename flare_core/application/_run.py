@@ -282,6 +282,7 @@ class Run:
 
     def _say_again(self, site: str) -> None:
         """Answer a site that lost its connection, and perhaps an answer with it."""
+        self._rounds.waits(site)
         if self._rounds.begun:
             self._rounds.announce(site)
         else:
@@ -306,6 +307,7 @@ class Run:
             )
 
     def _offered(self, site: str, offer: Offer) -> None:
+        self._rounds.waits(site)
         if self._intake.awaits(site, offer):
             if offer.spooled:
                 self._arrived(self._intake.spooled(site, offer), offer.spooled)
@@ -338,6 +340,10 @@ class Run:
         self, parcel: Parcel, stream: bytes, number: int, weights: ModelState | Refusal
     ) -> None:
         """An update was looked at, in a round: let it count, or refuse it."""
+        if self._rounds.closing and self._intake.may_wait(parcel.offer):
+            again = partial(self._inspected, parcel, stream, number, weights)
+            self._rounds.hold(again)
+            return
         if self._intake.looked(parcel.site):
             self._send(parcel.site, Again())
         if isinstance(weights, Refusal):

@@ -84,9 +84,9 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sites: Those who have joined, by name.
         number: The round that is played; None if none was.
-        stream: The XXH3-128 of the model that it starts from.
-        memory: The XXH3-128 of what the strategy remembers beside it; empty if that
-            is nothing.
+        streams: The XXH3-128 of each global model, by number.
+        memory: The XXH3-128 of what the strategy remembers beside the newest; empty if
+            that is nothing.
         blake3: Hash of that model, if it was on record.
         record: Of the round before, if it has to be put on record yet.
         records: Of the rounds before that are on record, in order.
@@ -97,7 +97,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
     sites: Mapping[str, Standing]
     number: int | None
-    stream: bytes
+    streams: dict[int, bytes]
     memory: bytes
     blake3: str
     record: RoundRecord | None
@@ -105,6 +105,10 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     updates: list[KeptUpdate]
     counted: dict[str, int]
     hashes: dict[int, str]
+
+    def newest(self, count: int) -> dict[int, bytes]:
+        """Return the streams of the newest global models, so many at most."""
+        return dict(sorted(self.streams.items())[-count:])
 
     @property
     def cohort(self) -> set[str]:
@@ -302,13 +306,13 @@ class RunStore:
         played = [
             (blake3, _decoded(encoded, RoundRecord)) for *_, blake3, encoded in models
         ]
-        number, stream, memory, blake3, _ = (
+        number, _, memory, blake3, _ = (
             models[-1] if models else (None, b"", b"", "", None)
         )
         return Kept(
             sites=sites,
             number=number,
-            stream=stream,
+            streams={number: stream for number, stream, *_ in models},
             memory=memory,
             blake3=blake3,
             record=played[-1][1] if played and not blake3 else None,

@@ -51,15 +51,15 @@ def _kept(copy: Path, path: Path, run: str, plan: str) -> Kept | None:
 
 
 def _file_faults(files: Spool, kept: Kept) -> Iterator[str]:
-    if kept.number is not None:
+    for stream in kept.newest(1).values():
         what = f"the global model of round {kept.number}"
-        yield from _fault(what, files.model(kept.stream), kept.stream)
+        yield from _fault(what, files.model(stream), stream)
         if kept.memory:
             what = f"what the strategy remembers in round {kept.number}"
             yield from _fault(what, files.memory(kept.memory), kept.memory)
     for update in kept.updates:
         if update.file:
-            path = files.update(update.site, encoded=False)
+            path = files.kept(update.file)
             yield from _fault(
                 f"the update of site {update.site!r}", path, update.digest
             )

@@ -7,6 +7,7 @@
     models/HEX.memory        what the strategy remembers beside one
     best-N.safetensors       that of round N by another name, if it is the best so far
     updates/SITE.*           the newest update of a site
+    updates/late~SITE.*      the same as it counts, if it came late
 
 What is called by its hash is whole, and never changes: it gets its name once it is
 written.  Rounds that come to the same model have one file of it.
@@ -15,6 +16,7 @@ written.  Rounds that come to the same model have one file of it.
 import os
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import final
 
@@ -47,17 +49,17 @@ class Spool:
         for folder in (self._models, self._updates):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def clear(self, stream: bytes = b"", memory: bytes = b"") -> None:
+    def clear(self, models: Iterable[bytes] = (), memory: bytes = b"") -> None:
         """Remove what a server left that was killed while it wrote.
 
         Args:
-            stream: Of the global model that is kept, and the updates; empty if there is
-                none.
-            memory: The XXH3-128 of what the strategy remembers beside it.
+            models: The streams of the global models that are kept; if there are some,
+                updates are, too.
+            memory: The XXH3-128 of what the strategy remembers beside the newest.
         """
-        kept = {self.model(stream), self.memory(memory)}
-        if stream:
-            kept.update(self._updates.glob("*.safetensors"))
+        kept = set(map(self.model, models))
+        if kept:
+            kept |= {self.memory(memory), *self._updates.glob("*.safetensors")}
         for path in {*self._models.iterdir(), *self._updates.iterdir()} - kept:
             path.unlink()
 
@@ -124,3 +126,11 @@ class Spool:
         """
         suffix = "encoded" if encoded else "safetensors"
         return self._updates / f"{site}.{suffix}"
+
+    def moved(self, site: str) -> Path:
+        """Return the file of a site's update that came late, as it counts."""
+        return self._updates / f"late~{site}.safetensors"
+
+    def kept(self, name: str) -> Path:
+        """Return the file of an update by its name."""
+        return self._updates / name

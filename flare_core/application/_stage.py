@@ -18,6 +18,7 @@ from flare_core.application._run_store import RunStore
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Post, Worker
 from flare_core.communication import Welcome
+from flare_core.federation import staleness_of
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +130,8 @@ class Stage:
             if kept is None:
                 self._files.clear()
             else:
-                self._files.clear(kept.stream, kept.memory)
+                models = kept.newest(1 + staleness_of(self._plan).most)
+                self._files.clear(models.values(), kept.memory)
             if self._archive is not None:
                 self._archive.take_up(number)
             if kept is not None:

@@ -86,3 +86,17 @@ class Waiting:
                 f"{here} are in, and it waits for {', '.join(current.missing)}"
             )
         return ""
+
+
+def ahead(site: str, its: int, ours: int) -> str:
+    """Return what to say to a site that is further than the server.
+
+    Args:
+        site: Which.
+        its: The round that it is in.
+        ours: That of the server.
+    """
+    return (
+        f"site {site!r} is in round {its}, and the server in round {ours}: was its "
+        "folder put back to an earlier state?"
+    )

@@ -34,6 +34,7 @@ from flare_core.federation._momentum import DiLoCo, FedAvgM
 from flare_core.federation._order import Median, TrimmedMean
 from flare_core.federation._round import Round
 from flare_core.federation._scores import Score, Scores
+from flare_core.federation._staleness import Staleness, staleness_of
 from flare_core.federation._strategy import FedAvg, Strategy
 from flare_core.federation._weighting import FedNova, QFedAvg
 
@@ -73,6 +74,7 @@ __all__ = [
     "Score",
     "Scores",
     "Shares",
+    "Staleness",
     "Strategy",
     "TrimmedMean",
     "batches",
@@ -91,6 +93,7 @@ __all__ = [
     "padded_mean",
     "pairs_of",
     "product_mean",
+    "staleness_of",
     "unfit",
     "weighted_mean",
 ]

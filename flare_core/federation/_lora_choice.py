@@ -8,6 +8,7 @@ from typing import TypeAlias, final
 from flare_core._errors import ConfigurationError
 from flare_core._local import FedDyn, Scaffold
 from flare_core._plan import Plan
+from flare_core._topology import Asynchronous
 from flare_core.federation._low_rank import (
     Factors,
     Gauge,
@@ -103,3 +104,5 @@ def _obstacles(plan: Plan, strategy: Strategy) -> Iterator[str]:
         yield f"encoding.down = {plan.encoding.down!r} rounds what changed in them"
     if plan.round.late_weight is not None:
         yield "round.late_weight counts steps that were taken from those"
+    if isinstance(plan.topology, Asynchronous):
+        yield 'topology.name = "async" counts steps that were taken from those'

@@ -92,6 +92,7 @@ def _update(event: Updated) -> str:
         counted(report.num_examples, "example"),
         f"{bytes_text(report.bytes_up)} up",
         f"{report.seconds:.1f} s",
+        f"{counted(report.staleness, 'model')} behind" if report.staleness else "",
     ]
     return f"{event.site} round {event.round_number}: {_joined(parts)}"
 

@@ -35,12 +35,13 @@ def best_text(best: Best, rounds: int) -> str:
 
 
 def cohort_text(record: RoundRecord, num_sites: int) -> str:
-    """Return who was invited to a round; empty if all sites were."""
-    if len(record.cohort) >= num_sites:
+    """Return whose updates a round is made of; empty if all sites'."""
+    sites = list(record.sites)
+    if len(sites) >= num_sites:
         return ""
-    more = ["…"] if len(record.cohort) > _MOST_SITES else []
-    names = ", ".join([*record.cohort[:_MOST_SITES], *more])
-    return f"{len(record.cohort)} of {counted(num_sites, 'site')} ({names})"
+    more = ["…"] if len(sites) > _MOST_SITES else []
+    names = ", ".join([*sites[:_MOST_SITES], *more])
+    return f"{len(sites)} of {counted(num_sites, 'site')} ({names})"
 
 
 def lora_text(lora: LoraReport) -> str:

@@ -182,6 +182,7 @@ def test_the_files_that_another_server_goes_on_from_are_there_until_its_round_is
             model = another.resume(1, left.model.stream, left.memory.digest)
 
             assert _bits(model) == _bits(left)
+            model.discard_beside()
             model.discard()
             there = {one.stem for one in tmp_path.rglob("*.*")}
             assert there == {first.model.stream.hex()}

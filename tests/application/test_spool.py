@@ -128,7 +128,7 @@ def test_what_no_record_names_is_cleared(tmp_path: Path) -> None:
     for path in (*kept, *left):
         path.touch()
 
-    spool.clear(bytes(16), bytes(16))
+    spool.clear([bytes(16)], bytes(16))
 
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in left)

@@ -44,6 +44,20 @@ def test_a_simulation_is_derived_again_and_what_was_changed_is_named(
     assert bad.stderr.endswith("it parts from the record at round 1\n")
 
 
+def test_models_of_stale_updates_are_derived_again(
+    flare: Flare, script: WriteScript
+) -> None:
+    settings = ("keep_updates=true", "topology.name=async", "topology.buffer=1")
+    options = [word for one in settings for word in ("--set", one)]
+    options += ["--rounds", "12", "--sites", "3", "--run-dir", "run"]
+    assert flare("simulate", script(LEARNS), *options).returncode == 0
+
+    done = flare("replay", "run")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("12 rounds derived again, bit for bit\n")
+
+
 def test_a_run_of_a_server_is_derived_again_while_it_runs(flare: Flare) -> None:
     keeps = msgspec.structs.replace(plan(rounds=2), keep_updates=True)
     with ThreadPoolExecutor() as pool, deployment() as deployed:

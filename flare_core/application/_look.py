@@ -1,0 +1,144 @@
+"""Looks at weights that have arrived: whether they are a model, and may count."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from flare_core._errors import ProtocolError, Refusal
+from flare_core._model import Layout, ModelState, Update, shifted
+from flare_core._plan import Admission
+from flare_core.application._round_report import contribution
+from flare_core.communication import (
+    Frame,
+    Parcel,
+    body,
+    decoded_file,
+    file_bytes,
+    fill_file,
+    header,
+    header_bytes,
+    let_go,
+    mapped,
+    unpack,
+    write_file,
+)
+from flare_core.federation import Strategy, inadmissible, unfit
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """What becomes of a stale update: a step from the newest model.
+
+    Attributes:
+        to: That model.
+        pace: How much of the step counts.
+        path: The file for what comes out.
+    """
+
+    to: ModelState
+    pace: float
+    path: Path
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What weights are compared with.
+
+    Attributes:
+        encoding: How they travelled.
+        layout: What they must look like.
+        base: The global model that they were trained from; None for those that a run
+            starts from.
+        admission: What the plan says that an update must keep to.
+        strategy: Says what it needs to weigh it.
+        moves: Where a stale update goes, if it is one.
+    """
+
+    encoding: str
+    layout: Layout
+    base: ModelState | None
+    admission: Admission
+    strategy: Strategy
+    moves: Move | None
+
+    def at(self, parcel: Parcel) -> ModelState | Refusal:
+        """Return the weights that have arrived, or why they are none."""
+        site, offer = parcel.site, parcel.offer
+        try:
+            weights = self._read(parcel)
+        except (ProtocolError, ValueError) as exc:
+            return ill(site, "a model", str(exc))
+        except OSError as exc:
+            if offer.spooled is None:
+                raise  # the server's own disk
+            return ill(site, f"a file to read, {parcel.path}", f"{exc.strerror}")
+        if self.base is None:
+            return unfit(site, weights, self.layout) or weights
+        update = Update(
+            site=site,
+            round_number=offer.round_number,
+            weights=weights,
+            num_examples=offer.num_examples,
+            num_steps=offer.num_steps,
+        )
+        refusal = inadmissible(update, self.base, self.admission)
+        refusal = refusal or self.strategy.refusal(contribution(site, offer))
+        if refusal is None and self.moves is not None:
+            weights = self._moved(weights, self.base, self.moves)
+            refusal = unfit(site, weights, self.layout)
+        let_go(weights)  # its turn to be folded may be far
+        return refusal or weights
+
+    def _read(self, parcel: Parcel) -> ModelState:
+        file = parcel.contents()
+        if self.encoding != "none" and self.base is not None and not parcel.is_plain:
+            file = _decoded(parcel, file, self.encoding, self.base)
+        if header_bytes(file) != len(header(self.layout.tensors)):
+            msg = f"a header of {header_bytes(file)} bytes"
+            raise ProtocolError(msg)
+        return unpack(file, classes=self.layout.classes)
+
+    def _moved(self, weights: ModelState, base: ModelState, moves: Move) -> ModelState:
+        """Return a stale update as a step from another model, in a file of its own."""
+        bodies = (
+            body(
+                spec,
+                shifted(
+                    weights[spec.name],
+                    base[spec.name],
+                    moves.to[spec.name],
+                    pace=moves.pace,
+                ),
+            )
+            for spec in self.layout.tensors
+        )
+        frames = itertools.chain([header(self.layout.tensors)], bodies)
+        fill_file(moves.path, file_bytes(self.layout), frames)
+        return unpack(mapped(moves.path), classes=self.layout.classes)
+
+
+def _decoded(parcel: Parcel, file: Frame, encoding: str, base: ModelState) -> Frame:
+    """Return the plain file of an update, which takes the encoded one's place."""
+    frames = decoded_file(encoding, memoryview(file), base)
+    if parcel.path is None:
+        return b"".join(frames)
+    path = parcel.plain.path
+    assert path is not None  # noqa: S101 - it lies where the encoded one does
+    write_file(path, file_bytes(base.layout), frames)
+    parcel.path.unlink()
+    return mapped(path)
+
+
+def ill(site: str, expected: str, got: str) -> Refusal:
+    """Return the refusal of what is no update at all."""
+    return Refusal(
+        reason="update",
+        site=site,
+        what="update",
+        expected=expected,
+        got=got,
+        advice="was its model changed while it trained, or is its version broken?",
+    )
