@@ -149,8 +149,8 @@ class Store:
                 "DELETE FROM keys WHERE name = ? AND expires <= ?", (name, now)
             )
             self._db.execute(
-                "UPDATE keys SET expires = ? WHERE name = ? AND expires IS NULL",
-                (old_until, name),
+                "UPDATE keys SET expires = min(ifnull(expires, ?), ?) WHERE name = ?",
+                (old_until, old_until, name),
             )
             self._db.execute(
                 "INSERT INTO keys VALUES (?, ?, ?, NULL)", (key, name, now)
