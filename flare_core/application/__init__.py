@@ -12,6 +12,7 @@ from flare_core.application._audit_check import (
 from flare_core.application._client import Client, ClientRound, join
 from flare_core.application._databases import copied, database_faults, transaction
 from flare_core.application._desk import Asker, Desk
+from flare_core.application._epilogue import Finished
 from flare_core.application._events import (
     Best,
     BestFound,
@@ -57,6 +58,7 @@ __all__ = [
     "EndsEarly",
     "Event",
     "Finding",
+    "Finished",
     "Host",
     "Link",
     "LoraReport",

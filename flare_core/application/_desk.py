@@ -2,7 +2,8 @@
 
 from typing import NamedTuple, Protocol, final
 
-from flare_core.communication import Answer, Ask, Denied
+from flare_core.application._epilogue import Finished
+from flare_core.communication import Answer, Ask, Denied, Hello
 
 
 @final
@@ -23,6 +24,10 @@ class Desk(Protocol):
 
     def objection(self, user: str, site: str) -> str:
         """Return why somebody may not take part as a site; empty if he may."""
+        ...
+
+    def finished(self, hello: Hello) -> Finished | None:
+        """Return the run that a site took part in and means, if that went well."""
         ...
 
     def answer(self, asker: Asker, ask: Ask) -> Answer | Denied | None:
@@ -46,6 +51,10 @@ class NoDesk:
         """Let everybody take part."""
         del user, site
         return ""
+
+    def finished(self, hello: Hello) -> None:
+        """Return none: the server ends with its run."""
+        del hello
 
     def answer(self, asker: Asker, ask: Ask) -> Denied:
         """Refuse."""

@@ -12,11 +12,13 @@ from flare_core._errors import FlareError, ProtocolError
 from flare_core._plan import Plan
 from flare_core.application._contests import LOOK_S, Contests
 from flare_core.application._desk import Asker, Desk, NoDesk
+from flare_core.application._epilogue import Epilogues
 from flare_core.application._events import Observer
 from flare_core.application._sessions import Session, Sessions
 from flare_core.application._stage import Stage
 from flare_core.application._stages import Stages
 from flare_core.communication import (
+    PROTOCOL,
     Aborted,
     Access,
     Again,
@@ -73,6 +75,7 @@ class Host:
         self._contests = Contests(self.reply, self._let_in)
         self._next_key = ""
         self._orders: deque[Callable[[], object]] = deque()
+        self._epilogues = Epilogues(self.reply, self.post, ping_s=patience_s / _PINGS)
         self._router = ZmqRouter(address, access=access)
 
     @property
@@ -139,7 +142,7 @@ class Host:
         self._orders.append(order)
         self._router.wake()
 
-    def reply(self, peer: bytes, message: ToSite) -> bool:
+    def reply(self, peer: bytes, message: ToSite | Chunk) -> bool:
         """Answer a connection, if it is still there; on the server's thread only."""
         return self._router.send(peer, encode(message))
 
@@ -218,7 +221,7 @@ class Host:
                 self.reply(peer, answer)
         elif (session := self._sessions.of_peer(peer)) is not None:
             self._hear(session, message)
-        else:
+        elif not self._epilogues.hear(peer, message):
             self._turn_away(peer, message)
 
     def _hear(self, session: Session, message: ToServer | Chunk) -> None:
@@ -235,9 +238,13 @@ class Host:
         """Let a site in, unless something is against it."""
         peer = received.peer
         objection = self._desk.objection(received.user, hello.site)
-        stage = None if objection else self._stages.of(hello)
+        objection = objection or _other_protocol(hello)
+        if objection:
+            self.reply(peer, Aborted(reason=objection))
+            return
+        stage = self._stages.of(hello)
         if not isinstance(stage, Stage):
-            self.reply(peer, Aborted(reason=objection or str(stage)))
+            self._no_stage(peer, hello, why=stage)
             return
         if stage.halted:
             self._stages.calls(stage, peer)
@@ -254,6 +261,17 @@ class Host:
             self._contests.begin(known, hello, peer)
         else:
             self._let_in(stage, hello, peer)
+
+    def _no_stage(self, peer: bytes, hello: Hello, why: str) -> None:
+        """Send a site away, or tell it how its run ended."""
+        try:
+            finished = self._desk.finished(hello)
+        except FlareError as exc:
+            finished, why = None, f"{why}: {exc}"
+        if finished is None:
+            self.reply(peer, Aborted(reason=why))
+        else:
+            self._epilogues.begin(peer, finished)
 
     def _let_in(self, stage: Stage, hello: Hello, peer: bytes) -> None:
         if stage.run.over:  # it ended while a site's name was contested
@@ -275,7 +293,7 @@ class Host:
         other = self._sessions.of_peer(peer)
         if other is not None and (other.site, other.stage) != (hello.site, stage):
             return f"this connection is that of site {other.site!r} already"
-        return stage.run.lobby.objection(hello)
+        return stage.run.lobby.unwanted(hello.site)
 
     def _turn_away(self, peer: bytes, message: ToServer | Chunk) -> None:
         """Ask a peer that has said no hello, or was given up, to say it."""
@@ -296,6 +314,16 @@ class Host:
         session = self._sessions.of_site(run, site)
         if session is not None and session.peer:
             self._router.send(session.peer, encode(message))
+
+
+def _other_protocol(hello: Hello) -> str:
+    """Return why a site does not understand this server; empty if it does."""
+    if hello.protocol == PROTOCOL:
+        return ""
+    return (
+        f"site {hello.site!r} speaks protocol {hello.protocol}, this server "
+        f"{PROTOCOL}; install the same version of flare-adapters at both"
+    )
 
 
 def _guarded(act: Callable[[], object]) -> None:

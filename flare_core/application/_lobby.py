@@ -6,7 +6,7 @@ from typing import final
 from flare_core._errors import Refusal
 from flare_core._plan import Plan
 from flare_core.application._events import SiteJoined
-from flare_core.communication import PROTOCOL, Hello, Join
+from flare_core.communication import Join
 from flare_core.federation import (
     differing_bases,
     differing_layouts,
@@ -74,15 +74,6 @@ class Lobby:
         able = self.joined if self._takes_who_comes else cohort
         gone = ((site, self.gone[site]) for site in sorted(self.gone))
         return "; ".join(f"{site} ({why})" for site, why in gone if site in able)
-
-    def objection(self, hello: Hello) -> str:
-        """Return why a site may not take part; empty if it may."""
-        if hello.protocol != PROTOCOL:
-            return (
-                f"site {hello.site!r} speaks protocol {hello.protocol}, this server "
-                f"{PROTOCOL}; install the same version of flare-adapters at both"
-            )
-        return self.unwanted(hello.site)
 
     def enter(self, site: str, join: Join) -> None:
         """Let a site take part, for the first time or again."""

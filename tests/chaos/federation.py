@@ -36,8 +36,6 @@ _FULL_BYTES = 1 << 14
 _SLOW_BYTES_S = 8e6
 _MOST_STARTS = 20
 _HANGS = -1
-_OVER = f"takes part in run {RUN}, and that is over"
-"""What a site is told that was killed behind its good-bye, and started again."""
 
 
 @final
@@ -213,7 +211,7 @@ def _play(
     problems += [
         f"{name} ended with {code}"
         for name, code in codes.items()
-        if code and not _struck_once_all_was_over(name, code, path)
+        if code and (name, code) != (SERVER, -signal.SIGKILL)  # as it was to be ended
     ]
     record = deployed.folder.runs / RUN
     problems += _problems(record, plan)
@@ -229,16 +227,6 @@ def _play(
         problems=problems,
         said={n: one.read_text(errors="replace") for n, one in logs.items()},
     )
-
-
-def _struck_once_all_was_over(name: str, code: int, path: Path) -> bool:
-    """Return whether a fault alone explains a bad end, and nothing was left to do.
-
-    Whether the run is what it should be is looked at beside this.
-    """
-    if name == SERVER:  # killed by a fault while it was about to be ended
-        return code == -signal.SIGKILL
-    return _OVER in (path / f"{name}.log").read_text(errors="replace")
 
 
 def _wait_for_the_end(deployed: Deployment, deadline: float) -> None:

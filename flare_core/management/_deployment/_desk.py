@@ -8,7 +8,7 @@ from typing import Final, final
 import msgspec
 
 from flare_core._errors import FlareError, ProtocolError, RequestDeniedError
-from flare_core.application import Asker, Host
+from flare_core.application import Asker, Finished, Host
 from flare_core.communication import (
     MODELS,
     AnnounceKey,
@@ -20,6 +20,7 @@ from flare_core.communication import (
     Denied,
     Done,
     Enrol,
+    Hello,
     Identity,
     Invite,
     ListMembers,
@@ -90,6 +91,13 @@ class ServerDesk:
             )
         self._server_key.tells(user)  # the host does, behind its welcome
         return ""
+
+    def finished(self, hello: Hello) -> Finished | None:
+        """Return the run that a site took part in and means, if that went well."""
+        finished = self._opened[1].finished(hello.run, hello.site)
+        if finished is not None:
+            self._trail.seldom("downloaded", finished.run, hello.site, user=hello.site)
+        return finished
 
     def garbage(self, user: str, what: str) -> None:
         """Take note of what somebody sent that means nothing."""

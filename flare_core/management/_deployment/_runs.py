@@ -14,6 +14,7 @@ from flare_core._errors import FlareError, RequestDeniedError
 from flare_core._plan import Plan
 from flare_core.application import (
     Event,
+    Finished,
     Host,
     Observer,
     Published,
@@ -32,7 +33,7 @@ from flare_core.management._deployment._quiet import Quiet
 from flare_core.management._deployment._store import Store
 from flare_core.management._deployment._trail import Trail
 from flare_core.management._line_display import lines
-from flare_core.management._run_folder import RunFolder
+from flare_core.management._run_folder import GLOBAL, RunFolder, read_rounds
 
 _log = logging.getLogger(__name__)
 OPEN: tuple[State, ...] = ("waiting", "playing", "paused")
@@ -151,6 +152,16 @@ class Runs:
             for name, stage in stages
             if stage is not None and stage.run.lobby.awaits(site)
         ]
+
+    def finished(self, name: str, site: str) -> Finished | None:
+        """Return a run that went well, if this site was in one of its rounds."""
+        info = self._infos.get(name)
+        if info is None or info.state != "finished":
+            return None
+        folder = self._folder / name
+        if not any(site in one.sites for one in read_rounds(folder)):
+            return None
+        return Finished(name, info.plan, info.rounds, folder / GLOBAL)
 
     def read(self, name: str, file: RunFile, offset: int) -> Piece:
         """Return a piece of a file of a run's record.

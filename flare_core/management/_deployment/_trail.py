@@ -79,10 +79,10 @@ class Trail:
         """Write down what happened in a run; a round is signed."""
         match event:
             case SiteJoined():
-                self._seldom("joined", run, event.site, base=event.base)
+                self.seldom("joined", run, event.site, base=event.base)
             case SiteRefused():
                 refusal = event.refusal
-                self._seldom("update refused", run, refusal.site, why=str(refusal))
+                self.seldom("update refused", run, refusal.site, why=str(refusal))
             case UpdateIgnored():
                 self.refused(
                     "update that nobody waits for",
@@ -91,11 +91,11 @@ class Trail:
                     round=str(event.round_number),
                 )
             case SiteLeft():
-                self._seldom("left", run, event.site, why=event.reason)
+                self.seldom("left", run, event.site, why=event.reason)
             case RunPaused():
-                self._seldom("paused", run, "", why=event.reason)
+                self.seldom("paused", run, "", why=event.reason)
             case RunResumed() | RunTakenUp():
-                self._seldom("resumed", run, "", round=event.round_number)
+                self.seldom("resumed", run, "", round=event.round_number)
             case Published() if event.round_number == 0:
                 self.note("begun", run=run, blake3=event.blake3)
             case RoundPlayed():
@@ -122,7 +122,7 @@ class Trail:
             case _:
                 pass
 
-    def _seldom(self, event: str, run: str, site: str, **facts: str | int) -> None:
+    def seldom(self, event: str, run: str, site: str, **facts: str | int) -> None:
         """Write down what a site makes happen, unless it does so over and over."""
         if self._quiet_of(f"{event} in {run}", site).may_say(object()):
             short = {
