@@ -12,7 +12,7 @@ from flare_core._lora import Lora
 from flare_core._round_policy import RoundPolicy
 from flare_core._selection import Selection
 from flare_core._stop import Stop
-from flare_core._topology import Cyclic, Star, Topology
+from flare_core._topology import Cyclic, Hierarchical, Star, Topology
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 OptimizerState: TypeAlias = Literal["keep", "reset"]
@@ -207,6 +207,13 @@ class Plan(_Settings, frozen=True):
                 "that sites take at the same time, from the same model; leave one away"
             )
             raise ValueError(msg)
+        if self.keep_updates and self.by_region:
+            msg = (
+                "keep_updates and topology.name = 'hierarchical' do not go together: "
+                "the updates of a region are not here, only their sum; leave "
+                "keep_updates away"
+            )
+            raise ValueError(msg)
         selection, policy = self.topology.settled(self.selection, self.round)
         msgspec.structs.force_setattr(self, "selection", selection)
         msgspec.structs.force_setattr(self, "round", policy)
@@ -217,6 +224,11 @@ class Plan(_Settings, frozen=True):
         if isinstance(self.topology, Cyclic):
             return self.topology.pass_on
         return self.selection.takes_who_comes
+
+    @property
+    def by_region(self) -> bool:
+        """Whether the updates of a region are added up before those of others."""
+        return isinstance(self.topology, Hierarchical)
 
     @property
     def _corrects(self) -> bool:

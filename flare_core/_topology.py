@@ -109,7 +109,25 @@ class Asynchronous(_Topology, frozen=True, tag="async"):
         )
 
 
-Topology: TypeAlias = Star | Cyclic | Asynchronous
+class Hierarchical(_Topology, frozen=True, tag="hierarchical"):
+    """Sites train at the same time; their updates are added up by region first.
+
+    A region's own server, which is a site here, adds up those of its sites and hands in
+    one sum; or sites called ``REGION.SITE`` take part directly.  The global model has
+    the same bits either way.
+    """
+
+    def settled(
+        self, selection: Selection, policy: RoundPolicy
+    ) -> tuple[Selection, RoundPolicy]:
+        """Have all take part in each round, as long as it takes them."""
+        self._only("selection.choose", selection.choose, "all")
+        self._only("round.deadline_s", policy.deadline_s, None)
+        self._only("round.late_weight", policy.late_weight, None)
+        return selection, policy
+
+
+Topology: TypeAlias = Star | Cyclic | Asynchronous | Hierarchical
 
 
 def _tag(topology: _Topology) -> str:

@@ -8,7 +8,7 @@ import pytest
 import tomli_w
 from hypothesis import settings
 
-from flare_core import Plan
+from flare_core import Plan, Site
 from flare_core.application import Observer
 from packages import Install, installer
 from support import PATIENCE_S, RunningServer, RunServer, SiteFile
@@ -39,6 +39,7 @@ def run_server() -> Iterator[RunServer]:
             patience_s: float = PATIENCE_S,
             num_threads: int | None = None,
             share_spool: bool = False,
+            above: Site | None = None,
         ) -> RunningServer:
             server = RunningServer(
                 plan,
@@ -48,6 +49,7 @@ def run_server() -> Iterator[RunServer]:
                 patience_s=patience_s,
                 num_threads=num_threads,
                 share_spool=share_spool,
+                above=above,
             )
             return running.enter_context(closing(server))
 

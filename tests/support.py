@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, final
 
-from flare_core import Plan, Server
+from flare_core import Plan, Server, Site
 from flare_core.application import Event, Observer, Result
 
 PATIENCE_S = 30.0
@@ -33,6 +33,7 @@ class RunningServer:
         patience_s: float,
         num_threads: int | None,
         share_spool: bool,
+        above: Site | None,
     ) -> None:
         self.events: list[Event] = []
         self._news = threading.Condition()
@@ -45,6 +46,7 @@ class RunningServer:
             patience_s=patience_s,
             num_threads=num_threads,
             share_spool=share_spool,
+            above=above,
         )
         self.endpoint: str = self.server.endpoint
         self._ended: Future[Result] = Future()
@@ -97,6 +99,7 @@ class RunServer(Protocol):
         patience_s: float = PATIENCE_S,
         num_threads: int | None = None,
         share_spool: bool = False,
+        above: Site | None = None,
     ) -> RunningServer: ...
 
 

@@ -121,6 +121,15 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
                 raise ValueError(msg)
 
     @property
+    def of_sums(self) -> "Layout":
+        """That of sums of such models: floats in float64, counters as they are.
+
+        Raises:
+            ValueError: If a tensor is complex: no file holds its sums.
+        """
+        return in_wire_order([_summed(spec) for spec in self.tensors])
+
+    @property
     def hash(self) -> str:
         """SHA-256 of all names, types, shapes and classes, in hexadecimal."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
@@ -139,6 +148,18 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
 def in_wire_order(tensors: list[TensorSpec]) -> Layout:
     """Return the layout of these tensors, in the order in which they travel."""
     return Layout(tuple(sorted(tensors, key=_wire_order)))
+
+
+def _summed(spec: TensorSpec) -> TensorSpec:
+    if spec.kind is TensorClass.COUNTER:
+        return spec
+    if DTYPES[spec.dtype].kind == "c":
+        msg = (
+            f"tensor {spec.name!r} is complex ({spec.dtype}), and the sums of a region "
+            'cannot travel; take topology.name = "star"'
+        )
+        raise ValueError(msg)
+    return msgspec.structs.replace(spec, dtype="F64")
 
 
 def _wire_order(spec: TensorSpec) -> tuple[int, str]:

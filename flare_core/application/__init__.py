@@ -1,5 +1,6 @@
 """Joins the rules of the federation to the wire: a server, and a client per site."""
 
+from flare_core.application._above import plan_below
 from flare_core.application._archive import link_file
 from flare_core.application._audit import AuditLog
 from flare_core.application._audit_check import (
@@ -93,6 +94,7 @@ __all__ = [
     "join",
     "link_file",
     "most_threads",
+    "plan_below",
     "remember",
     "replay",
     "run_store_faults",

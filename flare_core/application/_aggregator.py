@@ -61,7 +61,12 @@ class Aggregator:
         rule: Says what comes of them.
         spool: For the sums and the models.
         each: Shares the parts among the cores.
+
+    Attributes:
+        blocks: Whether it waits for others.
     """
+
+    blocks = False
 
     def __init__(
         self,
@@ -85,7 +90,7 @@ class Aggregator:
         self._updates = self._none_yet()
         self._lora = LoraFactors(plan, layout, strategy, spool.folder, each)
 
-    def first(self, path: Path, stream: bytes) -> Publication:
+    def published(self, path: Path, stream: bytes) -> Publication:
         """Publish a model that has its file already.
 
         Args:
@@ -93,6 +98,10 @@ class Aggregator:
             stream: The XXH3-128 of the file.
         """
         return self._publisher.first(path, stream)
+
+    def first(self, path: Path, stream: bytes) -> Publication:
+        """Publish the model that a run starts from; as `published`."""
+        return self.published(path, stream)
 
     def add(
         self, weights: ModelState, update: Contribution, before: ModelState
@@ -105,7 +114,7 @@ class Aggregator:
             before: The model that the round started from.
         """
         self._updates.add(weights, update, before)
-        self._lora.add(weights, self._strategy.weight(update))
+        self._lora.add(weights, update)
 
     def begin_anew(self) -> None:
         """Forget the updates that were added."""
@@ -158,6 +167,7 @@ class Aggregator:
             self._memory,
             self._each,
             num_sites=self._plan.selection.sites,
+            by_region=self._plan.by_region,
         )
 
     def _moments(self, before: Publication) -> Moments | None:

@@ -19,6 +19,7 @@ from flare_core.application._events import (
     Result,
     RoundRecord,
 )
+from flare_core.application._publication import Publication
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.federation import Scores
@@ -88,6 +89,11 @@ class Course:
     def opened(self, path: Path) -> None:
         """Take the file of the model that a round starts from, or the final one."""
         self._path = path
+
+    def made(self, model: Publication, number: int) -> None:
+        """Take a model that was made, before a round starts from it."""
+        if model.final and number < self._plan.rounds:
+            self.last, self.reason = number, "the run above has ended"
 
     def hashed(self, number: int, blake3: str) -> None:
         """Take the hash of a global model."""

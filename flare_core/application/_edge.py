@@ -62,11 +62,7 @@ class Edge:
                 an earlier round is damaged.
         """
         if self._encoding.up == "none" or self._base is None:
-            frames = pack(weights)
-            names = (spec.name for spec in weights.layout.tensors)
-            return Leaving(
-                frames=frames, bodies=dict(zip(names, frames[1:], strict=True))
-            )
+            return plain(weights)
         self._folder.mkdir(parents=True, exist_ok=True)
         encoded = encode_model(
             self._encoding.up,
@@ -120,3 +116,10 @@ class Edge:
         """Keep a global model where later ones, or updates, are told against it."""
         if (self._encoding.up, self._encoding.down) != ("none", "none"):
             self._base, self._base_stream = weights, stream
+
+
+def plain(weights: ModelState) -> Leaving:
+    """Return what to send of weights that travel as they are."""
+    frames = pack(weights)
+    names = (spec.name for spec in weights.layout.tensors)
+    return Leaving(frames=frames, bodies=dict(zip(names, frames[1:], strict=True)))

@@ -10,19 +10,15 @@ from typing import final
 from flare_core._errors import ConfigurationError
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Plan
+from flare_core.application._above import Above
 from flare_core.application._aggregator import Aggregator
 from flare_core.application._publication import Memory, Publication
+from flare_core.application._regional import RegionalAggregator
 from flare_core.application._run_store import check_file
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
-from flare_core.communication import SHORT_BYTES
-from flare_core.federation import (
-    Aggregation,
-    Contribution,
-    Round,
-    Strategy,
-    staleness_of,
-)
+from flare_core.communication import SHORT_BYTES, Join
+from flare_core.federation import Contribution, Round, chosen, staleness_of
 
 _log = logging.getLogger(__name__)
 
@@ -32,27 +28,21 @@ class Folding:
     """The updates of one round after the other, from a first model on.
 
     Args:
-        plan: Names the strategy, the aggregation and the encoding.
-        layout: Of the global model.
-        strategy: Moves the model, by what comes of the updates.
-        rule: Says what comes of them.
-        spool: For the sums and the models.
+        plan: Says how late an update may come.
+        aggregator: Makes a model of them.
+        spool: For the models.
         worker: Has it done while the server answers.
     """
 
     def __init__(
         self,
         plan: Plan,
-        layout: Layout,
+        aggregator: Aggregator | RegionalAggregator,
         *,
-        strategy: Strategy,
-        rule: Aggregation,
         spool: Spool,
         worker: Worker,
     ) -> None:
-        self._aggregator = Aggregator(
-            plan, layout, strategy=strategy, rule=rule, spool=spool, each=worker.each
-        )
+        self._aggregator = aggregator
         self._most = staleness_of(plan).most
         self._spool = spool
         self._worker = worker
@@ -60,16 +50,20 @@ class Folding:
         self._before = ModelState({})
         self._folded: list[str] = []
 
-    def first(self, path: Path, stream: bytes) -> Publication:
+    def first(
+        self, path: Path, stream: bytes, then: Callable[[Publication | str], None]
+    ) -> None:
         """Publish the model that is started from.
 
         Args:
             path: The file that it arrived in; it is given its name.
             stream: The XXH3-128 of the file.
+            then: Called on the server's thread with it, or with why there is none.
         """
         name = self._spool.model(stream)
         self._spool.put(path, name)
-        return self._started(name, stream)
+        self._look_at_size(name)
+        self._worker.do(partial(self._aggregator.first, name, stream), then)
 
     def resume(self, number: int, stream: bytes, memory: bytes) -> Publication:
         """Go on from a model that an earlier server has published.
@@ -85,7 +79,10 @@ class Folding:
         path = self._spool.model(stream)
         check_file(path, f"the global model of round {number}", stream)
         self._spool.hold(path)
-        model = self._started(path, stream)
+        self._look_at_size(path)
+        model = self._aggregator.published(path, stream)
+        if isinstance(self._aggregator, RegionalAggregator):
+            self._worker.do(partial(self._aggregator.rejoin, model))
         if not memory:
             return model
         beside = self._spool.memory(memory)
@@ -112,7 +109,7 @@ class Folding:
                 _log.warning("updates that start from it will be refused: %s", exc)
                 continue
             self._spool.hold(path)
-            yield earlier, self._aggregator.first(path, streams[earlier])
+            yield earlier, self._aggregator.published(path, streams[earlier])
 
     def begin(self, before: ModelState) -> None:
         """Forget the updates of the round before.
@@ -153,6 +150,45 @@ class Folding:
         """
         self._worker.do(partial(self._aggregator.finish, model), then)
 
-    def _started(self, path: Path, stream: bytes) -> Publication:
-        self._worker.small = path.stat().st_size <= SHORT_BYTES
-        return self._aggregator.first(path, stream)
+    def _look_at_size(self, path: Path) -> None:
+        """Say whether all is done at once, on the server's thread."""
+        small = path.stat().st_size <= SHORT_BYTES
+        self._worker.small = small and not self._aggregator.blocks
+
+
+def folding(
+    plan: Plan,
+    spool: Spool,
+    worker: Worker,
+    layout: Layout,
+    *,
+    above: Above | None,
+    opened: Callable[[], Join],
+) -> Folding:
+    """Return what makes the models of a run.
+
+    Args:
+        plan: Says how updates are combined.
+        spool: For the sums and the models.
+        worker: Has it done while the server answers.
+        layout: Of the global model.
+        above: The server above, which makes them, if this is that of a region.
+        opened: Returns what the first site by name would exchange.
+    """
+    strategy, rule = chosen(plan)
+    aggregator: Aggregator | RegionalAggregator
+    if above is None:
+        aggregator = Aggregator(
+            plan, layout, strategy=strategy, rule=rule, spool=spool, each=worker.each
+        )
+    else:
+        aggregator = RegionalAggregator(
+            plan,
+            layout,
+            strategy=strategy,
+            above=above,
+            opened=opened,
+            spool=spool,
+            each=worker.each,
+        )
+    return Folding(plan, aggregator, spool=spool, worker=worker)

@@ -10,6 +10,7 @@ from typing import final
 
 from flare_core._errors import FlareError, ProtocolError
 from flare_core._plan import Plan
+from flare_core._site import Site
 from flare_core.application._contests import LOOK_S, Contests
 from flare_core.application._desk import Asker, Desk, NoDesk
 from flare_core.application._epilogue import Epilogues
@@ -98,6 +99,7 @@ class Host:
         share_spool: bool = False,
         lasting: bool = False,
         record: Path | None = None,
+        above: Site | None = None,
     ) -> Stage:
         """Set up a run, for `Stage.open` to open; its arguments are those of `Stage`.
 
@@ -121,6 +123,7 @@ class Host:
             share_spool=share_spool,
             lasting=lasting,
             record=record,
+            above=above,
         )
         return self._stages.add(make)
 

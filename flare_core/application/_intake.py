@@ -63,6 +63,7 @@ class Intake:
         self._base: Publication | None = None
         self._earlier: dict[int, Publication] = {}
         self._staleness = staleness_of(plan)
+        self._by_region = plan.by_region
 
     def begin(
         self,
@@ -185,8 +186,8 @@ class Intake:
             moves = Move(to=base.weights, pace=pace, path=path)
             base = self._earlier[offer.round_number]
         look = Look(
-            encoding=self._encoded,
-            layout=self._layout,
+            encoding="none" if offer.summands else self._encoded,
+            layout=self._layout.of_sums if offer.summands else self._layout,
             base=None if base is None else base.weights,
             admission=self._admission,
             strategy=self._strategy,
@@ -258,6 +259,8 @@ class Intake:
         if offer.layout is not None:
             refusal = misfit(site, offer.layout, self._layout)
             return refusal or ill(site, "no layout", "the one it joined with")
+        if offer.summands:
+            return self._ill_summed(site, offer)
         exact = file_bytes(self._layout)
         base = b""
         model = self._earlier.get(offer.round_number, self._base)
@@ -272,6 +275,22 @@ class Intake:
         if self._encoded != "none" and offer.num_bytes > most:
             got = f"{offer.num_bytes:,} bytes"
             return ill(site, f"at most {most:,} bytes", got)
+        return None
+
+    def _ill_summed(self, site: str, offer: Offer) -> Refusal | None:
+        """Return what is wrong with the sum of a region, as it is offered."""
+        if not self._by_region or self._base is None:
+            return ill(site, "the update of one site", "the sum of several")
+        try:
+            exact = file_bytes(self._layout.of_sums)
+        except ValueError as exc:
+            return ill(site, "a model without complex tensors", str(exc))
+        total = sum(one.num_examples for one in offer.summands)
+        if total != offer.num_examples:
+            expected = f"{total:,} examples, as of its sites together"
+            return ill(site, expected, f"{offer.num_examples:,}")
+        if offer.base or offer.num_bytes != exact:
+            return ill(site, f"{exact:,} bytes", f"{offer.num_bytes:,} bytes")
         return None
 
     def _ill_spooled(
@@ -294,4 +313,5 @@ class Intake:
         first = self._base is None
         if offer.is_short and not first and not self._staleness.most:
             return None
-        return self._spool.update(site, encoded=self._encoded != "none")
+        encoded = self._encoded != "none" and not offer.summands
+        return self._spool.update(site, encoded=encoded)

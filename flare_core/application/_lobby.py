@@ -12,6 +12,7 @@ from flare_core.federation import (
     differing_layouts,
     differing_scales,
     differing_schedules,
+    place,
 )
 
 
@@ -32,6 +33,7 @@ class Lobby:
 
     def __init__(self, plan: Plan) -> None:
         self._fingerprint = plan.fingerprint
+        self._by_region = plan.by_region
         self._num_sites = plan.selection.sites
         self._takes_who_comes = plan.takes_who_comes
         self._newcomers = plan.selection.newcomers
@@ -63,7 +65,15 @@ class Lobby:
     @property
     def opener(self) -> str:
         """The site whose weights the run starts from: the first one by name."""
-        return min(self.joined)
+        return min(self.joined, key=self.place)
+
+    def first(self) -> Join:
+        """Return what that site would exchange."""
+        return self.joined[self.opener]
+
+    def place(self, site: str) -> tuple[str, ...]:
+        """Return where a site stands in the order, which is that of the names."""
+        return place(site) if self._by_region else (site,)
 
     def gone_in_words(self, cohort: Collection[str]) -> str:
         """Return who is gone that a round could go on with, and why.

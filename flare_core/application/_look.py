@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from msgspec.structs import replace
+
 from flare_core._errors import ProtocolError, Refusal
 from flare_core._model import Layout, ModelState, Update, shifted
 from flare_core._plan import Admission
@@ -23,7 +25,7 @@ from flare_core.communication import (
     unpack,
     write_file,
 )
-from flare_core.federation import Strategy, inadmissible, unfit
+from flare_core.federation import Strategy, implausible, inadmissible, unfit
 
 
 @final
@@ -77,6 +79,8 @@ class Look:
             return ill(site, f"a file to read, {parcel.path}", f"{exc.strerror}")
         if self.base is None:
             return unfit(site, weights, self.layout) or weights
+        if offer.summands:
+            return self._ill_summed(parcel, weights) or weights
         update = Update(
             site=site,
             round_number=offer.round_number,
@@ -91,6 +95,23 @@ class Look:
             refusal = unfit(site, weights, self.layout)
         let_go(weights)  # its turn to be folded may be far
         return refusal or weights
+
+    def _ill_summed(self, parcel: Parcel, weights: ModelState) -> Refusal | None:
+        """Return what is wrong with the sum of a region.
+
+        How far its sites went is looked at there: here only that all of them may count.
+        """
+        site, offer = parcel.site, parcel.offer
+        for one in contribution(site, offer).members:
+            refusal = implausible(
+                one.site, one.num_examples, one.num_steps, self.admission
+            ) or self.strategy.refusal(one)
+            if refusal is not None:
+                what = f"{refusal.what} of its site {one.site!r}"
+                return replace(refusal, site=site, what=what)
+        refusal = unfit(site, weights, self.layout)
+        let_go(weights)
+        return refusal
 
     def _read(self, parcel: Parcel) -> ModelState:
         file = parcel.contents()

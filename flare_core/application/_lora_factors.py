@@ -12,6 +12,7 @@ from flare_core._model import Array, Layout, ModelState
 from flare_core._plan import Plan
 from flare_core.communication import scratch
 from flare_core.federation import (
+    Contribution,
     Each,
     LoraReport,
     Losses,
@@ -36,7 +37,7 @@ class LoraFactors:
     Args:
         plan: Says how they are combined.
         layout: Of the global model.
-        strategy: Moves the model.
+        strategy: Weighs the updates, and moves the model.
         folder: For the scratch file.
         each: Shares the modules among the cores.
     """
@@ -45,27 +46,29 @@ class LoraFactors:
         self, plan: Plan, layout: Layout, strategy: Strategy, folder: Path, each: Each
     ) -> None:
         pairs = pairs_of(layout)
+        self._strategy = strategy
         self._rule = lora_rule(plan, strategy)
         if pairs and (why := self._rule.instead_of):
             _log.warning("LoRA weights are combined factor by factor: %s", why)
-        # another aggregation takes no means that could be measured
-        self._pairs = pairs if plan.aggregation.name == "mean" else ()
+        # else there are no means of single updates that could be measured
+        measured = plan.aggregation.name == "mean" and not plan.by_region
+        self._pairs = pairs if measured else ()
         self._folder = folder
         self._each = each
         self._updates: list[ModelState] = []
         self._weights: list[float] = []
         self._combined: dict[str, Array] = {}
 
-    def add(self, weights: ModelState, weight: float) -> None:
+    def add(self, weights: ModelState, update: Contribution) -> None:
         """Take the next update, in the cohort's order.
 
         Args:
             weights: The local model.
-            weight: That of its parameters.
+            update: What is said of it.
         """
         if self._pairs:
             self._updates.append(weights)
-            self._weights.append(weight)
+            self._weights.append(self._strategy.weight(update))
 
     def begin_anew(self) -> None:
         """Forget the updates that were added."""

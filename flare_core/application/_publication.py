@@ -93,6 +93,7 @@ class Publication:
         memory: What the strategy remembers, if it does.
         lora: How the LoRA weights in it were combined, if it came out of a round and
             has some.
+        final: Whether no round follows, whatever the plan says.
     """
 
     model: ServedFile
@@ -103,6 +104,7 @@ class Publication:
     error: float = 0.0
     memory: Memory | None = None
     lora: LoraReport | None = None
+    final: bool = False
 
     @property
     def wire_bytes(self) -> int:

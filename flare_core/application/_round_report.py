@@ -107,7 +107,19 @@ def contribution(site: str, offer: Offer) -> Contribution:
         round_number=offer.round_number,
         num_examples=offer.num_examples,
         num_steps=offer.num_steps,
+        metrics=offer.metrics,
         global_metrics=offer.global_metrics,
+        members=tuple(
+            Contribution(
+                site=one.site,
+                round_number=offer.round_number,
+                num_examples=one.num_examples,
+                num_steps=one.num_steps,
+                global_metrics=one.global_metrics,
+                squared_norm=one.squared_norm,
+            )
+            for one in offer.summands
+        ),
     )
 
 

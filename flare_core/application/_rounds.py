@@ -32,13 +32,7 @@ from flare_core.application._round_report import RoundReport, contribution
 from flare_core.application._run_store import Kept
 from flare_core.application._waiting import Waiting, ahead
 from flare_core.application._worker import Worker
-from flare_core.communication import (
-    INITIAL,
-    Aborted,
-    Parcel,
-    Want,
-    sync,
-)
+from flare_core.communication import INITIAL, Aborted, Parcel, Want, sync
 from flare_core.federation import Round
 
 
@@ -144,8 +138,13 @@ class Rounds:
     def begin(self, initial: Initial) -> None:
         """Start from the weights of a site."""
         self._folding = self._folds(initial.layout)
-        first = self._folding.first(initial.path, initial.stream)
-        self._publish(first, 0, None)
+        self._folding.first(initial.path, initial.stream, self._start)
+
+    def _start(self, first: Publication | str) -> None:
+        if isinstance(first, str):
+            self._failed(first, "")
+        else:
+            self._publish(first, 0, None)
 
     def resume(self, kept: Kept, layout: Layout) -> None:
         """Go on in the round that another server was in.
@@ -340,6 +339,7 @@ class Rounds:
     ) -> None:
         """Keep a model, and open the round that starts from it."""
         cohort = self._cohorts.choose(number)
+        self._course.made(model, number)
 
         def opened() -> None:
             before = self._model
@@ -370,11 +370,11 @@ class Rounds:
         self._report = RoundReport(number)
         self._folding_of_it.begin(model.weights)
         self._receipts.closing = None
-        self._round = current = Round(number, invited, quorum=self._least)
+        current = Round(number, invited, quorum=self._least, key=self._lobby.place)
+        self._round = current
         self._deadline = Deadline(RoundPolicy() if self.finished else self._plan.round)
         cohort = () if self.finished else current.cohort
-        layout = model.weights.layout
-        for outdated in self._intake.begin(number, cohort, layout, model):
+        for outdated in self._intake.begin(number, cohort, model.weights.layout, model):
             self._worker.do_aside(outdated.discard)
         self._distribution = Distribution(
             model,

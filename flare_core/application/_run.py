@@ -7,6 +7,7 @@ import msgspec
 
 from flare_core._errors import Refusal
 from flare_core._model import Metrics, ModelState
+from flare_core.application._above import Above
 from flare_core.application._course import Course
 from flare_core.application._distribution import Send
 from flare_core.application._events import (
@@ -16,7 +17,7 @@ from flare_core.application._events import (
     SiteLeft,
     UpdateIgnored,
 )
-from flare_core.application._folding import Folding
+from flare_core.application._folding import folding
 from flare_core.application._guests import Guests, in_words
 from flare_core.application._intake import Intake
 from flare_core.application._ledger import Ledger
@@ -67,8 +68,10 @@ class Run:
         preflight: Whether to compare the sites only.
         patient: Whether to wait for sites that are gone; else the run ends where it
             cannot do without one.
+        above: The server above, if this is that of a region.
 
     Attributes:
+        above: The same.
         lobby: Who takes part.
         result: How it went so far.
         over: Whether nothing more happens.
@@ -86,6 +89,7 @@ class Run:
         observer: Observer,
         preflight: bool,
         patient: bool,
+        above: Above | None = None,
     ) -> None:
         plan = welcome.plan
         self._guests = Guests(welcome, send, observer)
@@ -96,23 +100,19 @@ class Run:
         self._observer = observer
         self._preflight = preflight
         self.lobby = Lobby(plan)
-        strategy, rule = chosen(plan)
+        strategy, _ = chosen(plan)
         lora_rule(plan, strategy)  # raises before a site has come
         self._intake = Intake(plan, strategy, spool, share=share)
         self._opening = Opening(self.lobby, self._intake, send)
         self._course = Course(plan, spool, worker, observer)
+        self.above = above
         self._rounds = Rounds(
             plan,
             course=self._course,
             lobby=self.lobby,
             intake=self._intake,
             folds=partial(
-                Folding,
-                plan,
-                strategy=strategy,
-                rule=rule,
-                spool=spool,
-                worker=worker,
+                folding, plan, spool, worker, above=above, opened=self.lobby.first
             ),
             worker=worker,
             ledger=ledger,

@@ -10,6 +10,7 @@ from typing import final
 import msgspec
 
 from flare_core._plan import Plan, plan_from
+from flare_core._site import Site
 from flare_core.application._events import Observer, Result
 from flare_core.application._host import Host
 
@@ -35,6 +36,8 @@ class Server:
         num_threads: Cores to average on; by default up to four of the machine's.
         share_spool: Whether sites on this machine may put their updates into that
             folder themselves, as their site files say; they must be trusted with it.
+        above: Who this server is at another one, if the run is that of a region, and
+            the plan the one of `plan_below`.
 
     Attributes:
         name: Of the run; no other has it.
@@ -56,6 +59,7 @@ class Server:
         patience_s: float = 60.0,
         num_threads: int | None = None,
         share_spool: bool = False,
+        above: Site | None = None,
     ) -> None:
         self.name: str = secrets.token_hex(8)
         temporary = Path(tempfile.gettempdir(), f"flare-{self.name}")
@@ -73,6 +77,7 @@ class Server:
                 preflight=preflight,
                 share_spool=share_spool,
                 record=folder,
+                above=above,
             )
         except BaseException:
             self._host.close()

@@ -7,8 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
-from flare_core._errors import ConfigurationError, FlareError
+from flare_core._errors import (
+    ConfigurationError,
+    FlareError,
+    ServerUnreachableError,
+)
 from flare_core._plan import Plan
+from flare_core._site import Site
+from flare_core.application._above import Above
 from flare_core.application._archive import Archive
 from flare_core.application._distribution import Send
 from flare_core.application._events import Observer, RunEnded, RunOpened, RunPaused
@@ -41,6 +47,7 @@ class Stage:
         share_spool: Whether sites may put their updates into the spool themselves.
         lasting: Whether the run outlives the server, and waits for sites that are gone.
         record: The folder of the run's record, if it has one.
+        above: Who this server is at the one above, if it is that of a region.
 
     Attributes:
         name: Of the run.
@@ -67,6 +74,7 @@ class Stage:
         share_spool: bool = False,
         lasting: bool = False,
         record: Path | None = None,
+        above: Site | None = None,
     ) -> None:
         self.name = name
         self.error: BaseException | None = None
@@ -94,6 +102,7 @@ class Stage:
             observer=observer,
             preflight=preflight,
             patient=lasting,
+            above=None if above is None else Above(above),
         )
 
     def open(self, endpoint: str) -> None:
@@ -194,6 +203,8 @@ class Stage:
 
         The folder is removed, unless the run is to go on with the next server.
         """
+        if self.run.above is not None:
+            self._part(self.run.above)
         self._worker.close()
         self.run.close()
         if self._store is not None:
@@ -201,6 +212,14 @@ class Stage:
         goes_on = self._lasting and (not self.run.over or bool(self.halted))
         if self._made and not goes_on:  # else the folder is another server's
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _part(self, above: Above) -> None:
+        """End what is waited for from above: the run is over, or to be gone on with."""
+        if self.run.over and not self.halted:
+            result = self.run.result
+            above.leave(result.metrics, result.error)
+        else:
+            above.close()
 
 
 def _archive(record: Path | None, *, lasting: bool) -> Archive:
@@ -211,6 +230,6 @@ def _archive(record: Path | None, *, lasting: bool) -> Archive:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Return whether an error is of the machine, not of the run."""
-    kinds = (OSError, sqlite3.OperationalError)
+    """Return whether an error is of the machine or the network, not of the run."""
+    kinds = (OSError, sqlite3.OperationalError, ServerUnreachableError)
     return isinstance(error, kinds) or isinstance(error.__cause__, kinds)

@@ -29,7 +29,7 @@ from flare_core._model import (
 )
 from flare_core._plan import Encoding, Plan
 from flare_core._site import Site
-from flare_core.application._edge import Edge
+from flare_core.application._edge import Edge, plain
 from flare_core.application._gate import Gate
 from flare_core.application._link import Proposal
 from flare_core.application._mirror import Mirror, Mirrors
@@ -51,6 +51,7 @@ from flare_core.communication import (
     Propose,
     Refused,
     Start,
+    Summand,
     ToSite,
     Welcome,
     file_bytes,
@@ -173,6 +174,32 @@ class ZmqLink:
             global_metrics=dict(update.global_metrics),
         )
 
+    def hand_in_sum(self, update: Update, summands: Sequence[Summand]) -> GlobalModel:
+        """Hand in the sum of a region's updates, as `exchange` does an update.
+
+        Args:
+            update: The sum, and what there is to say of all together.
+            summands: What is in it, in order.
+
+        Raises:
+            PolicyError: If the region's policy does not allow it to leave.
+        """
+        return self._hand_in(
+            update.weights,
+            round_number=update.round_number,
+            num_examples=update.num_examples,
+            metrics=dict(update.metrics),
+            global_metrics=dict(update.global_metrics),
+            summands=tuple(summands),
+        )
+
+    def close(self) -> None:
+        """Disconnect without a word, from any thread; who waits for something is told.
+
+        Another link may go on for the site.
+        """
+        self._close(abandon=True)
+
     def leave(
         self, metrics: Metrics, *, reason: str = "", failed: bool = False
     ) -> None:
@@ -222,10 +249,11 @@ class ZmqLink:
         num_steps: int = 0,
         metrics: dict[str, float] | None = None,
         global_metrics: dict[str, float] | None = None,
+        summands: tuple[Summand, ...] = (),
     ) -> GlobalModel:
-        if weights.layout != self._layout:
+        if not summands and weights.layout != self._layout:
             self._offer_other(weights.layout, round_number)
-        leaving = self._edge.leaving(weights)
+        leaving = plain(weights) if summands else self._edge.leaving(weights)
         with self._within_policy():
             self._gate.leaving(round_number, weights.layout, leaving.bodies)
         offer = Offer(
@@ -238,6 +266,7 @@ class ZmqLink:
             global_metrics=global_metrics or {},
             base=leaving.base,
             error=leaving.error,
+            summands=summands,
         )
         start = self._sure(self._offer(offer, leaving.frames), Start)
         self._edge.accepted()

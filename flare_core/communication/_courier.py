@@ -14,7 +14,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, final
 
-from flare_core._errors import AccessDeniedError, ServerUnreachableError
+from flare_core._errors import (
+    AccessDeniedError,
+    RunAbortedError,
+    ServerUnreachableError,
+)
 from flare_core.communication._messages import (
     Hello,
     Offer,
@@ -134,6 +138,8 @@ class Courier:
     def _do(self, order: _Order) -> Arrived:
         outcomes: _Outcomes = queue.SimpleQueue()
         self._orders.append((order, outcomes))
+        if self._closing:  # else the thread looks once more, having seen that it is
+            raise _closed(self._site)
         self._socket.wake()
         outcome = outcomes.get()
         if isinstance(outcome, BaseException):
@@ -147,6 +153,9 @@ class Courier:
             except BaseException as exc:  # noqa: BLE001 - the caller's thread raises it
                 self._session.give_up()
                 self._conclude(exc)
+        waiting = [outcomes for _, outcomes in self._orders]
+        for outcomes in filter(None, [self._outcomes, *waiting]):
+            outcomes.put(_closed(self._site))
 
     def _step(self) -> None:
         while self._orders:
@@ -180,8 +189,9 @@ class Courier:
         self._connect_at, self._denied = time.monotonic(), False
 
     def _begin(self, order: _Order, outcomes: _Outcomes) -> None:
-        if self._outcomes is not None:  # who waited was interrupted
+        if self._outcomes is not None:  # who waited was interrupted, or is now
             self._session.give_up()
+            self._outcomes.put(_closed(self._site))
         self._outcomes = outcomes
         if self._early is not None:
             early, self._early = self._early, None
@@ -280,3 +290,7 @@ class Courier:
         if self._awaited:
             due.append(self._heard + self._patience)
         return min(max(0.001, min(due) - time.monotonic()), _LONG_S)
+
+
+def _closed(site: str) -> RunAbortedError:
+    return RunAbortedError(f"site {site!r} has left the run")

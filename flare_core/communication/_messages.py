@@ -44,7 +44,7 @@ from flare_core._site import SiteName
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._streams import SHORT_BYTES
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Raised with every change that an older peer would misread."""
 INITIAL = -1
 """Stands for the round of the weights that a run starts from."""
@@ -104,6 +104,25 @@ class Join(_Message, frozen=True):
     scales: dict[str, float] = {}
 
 
+class Summand(msgspec.Struct, frozen=True, kw_only=True):
+    """A site whose update is in the sum that a region hands in.
+
+    Attributes:
+        site: Its name, at the region's server.
+        num_examples: Examples seen in local training.
+        num_steps: Optimizer steps of local training; 0 if the site does not say.
+        global_metrics: Of the global model the round started from.
+        squared_norm: Square of the L2 distance that its parameters are from that
+            model; 0 where the strategy does not ask for it.
+    """
+
+    site: SiteName
+    num_examples: int
+    num_steps: int = 0
+    global_metrics: dict[str, float] = {}
+    squared_norm: float = 0.0
+
+
 class Offer(_Message, frozen=True):
     """A site has weights to send.
 
@@ -122,6 +141,8 @@ class Offer(_Message, frozen=True):
         short: All bytes of the stream, if they are so few that asking takes longer.
         spooled: The XXH3-128 of all bytes, if they are in the spool already, which the
             site shares with the server.
+        summands: Whose updates are in it, in their order, if it is a region's sum and
+            not one update: its tensors are in the types of sums.
     """
 
     stream: StreamId
@@ -136,6 +157,7 @@ class Offer(_Message, frozen=True):
     layout: Layout | None = None
     short: Short = b""
     spooled: StreamId | None = None
+    summands: tuple[Summand, ...] = ()
 
     @property
     def is_short(self) -> bool:

@@ -6,18 +6,20 @@ from flare_core.federation._admission import (
     differing_layouts,
     differing_scales,
     differing_schedules,
+    implausible,
     inadmissible,
     misfit,
     unfit,
     weighted_mean,
 )
 from flare_core.federation._aggregation import Aggregation, Cohort, Mean, Shares
+from flare_core.federation._averaged import Averaged
 from flare_core.federation._bulyan import Bulyan
 from flare_core.federation._choice import AGGREGATIONS, STRATEGIES, Choice, chosen
 from flare_core.federation._clipping import CentredClipping, NormBounding
 from flare_core.federation._combining import Combining, combining
 from flare_core.federation._contribution import Contribution
-from flare_core.federation._fold import Each, Fold, Part, batches
+from flare_core.federation._fold import Each, Fold, Part, Tally, batches
 from flare_core.federation._geometric import GeometricMedian
 from flare_core.federation._invited import invited
 from flare_core.federation._krum import Krum, MultiKrum
@@ -32,6 +34,7 @@ from flare_core.federation._low_rank import (
 )
 from flare_core.federation._momentum import DiLoCo, FedAvgM
 from flare_core.federation._order import Median, TrimmedMean
+from flare_core.federation._regions import place
 from flare_core.federation._round import Round
 from flare_core.federation._scores import Score, Scores
 from flare_core.federation._staleness import Staleness, staleness_of
@@ -42,6 +45,7 @@ __all__ = [
     "AGGREGATIONS",
     "STRATEGIES",
     "Aggregation",
+    "Averaged",
     "Bulyan",
     "CentredClipping",
     "Choice",
@@ -76,6 +80,7 @@ __all__ = [
     "Shares",
     "Staleness",
     "Strategy",
+    "Tally",
     "TrimmedMean",
     "batches",
     "chosen",
@@ -85,6 +90,7 @@ __all__ = [
     "differing_scales",
     "differing_schedules",
     "factor_mean",
+    "implausible",
     "inadmissible",
     "invited",
     "lora_report",
@@ -92,6 +98,7 @@ __all__ = [
     "misfit",
     "padded_mean",
     "pairs_of",
+    "place",
     "product_mean",
     "staleness_of",
     "unfit",

@@ -120,7 +120,7 @@ def inadmissible(
     """
     admission = admission or Admission()
     return (
-        _implausible(update, admission)
+        implausible(update.site, update.num_examples, update.num_steps, admission)
         or unfit(update.site, update.weights, current.layout)
         or _too_far(
             update, current, TensorClass.PARAMETER, "most_norm", admission.most_norm
@@ -131,24 +131,34 @@ def inadmissible(
     )
 
 
-def _implausible(update: Update, admission: Admission) -> Refusal | None:
-    if not 0 <= update.num_steps < _MOST_EXAMPLES:
+def implausible(
+    site: str, num_examples: int, num_steps: int, admission: Admission
+) -> Refusal | None:
+    """Return why these are no counts of a site's local training, or None if they are.
+
+    Args:
+        site: Whose.
+        num_examples: Examples seen.
+        num_steps: Optimizer steps taken.
+        admission: What the plan says that they must keep to.
+    """
+    if not 0 <= num_steps < _MOST_EXAMPLES:
         return _update_refusal(
-            update.site,
+            site,
             "num_steps",
             "at least 0, and a count of optimizer steps",
-            f"{update.num_steps:,}",
+            f"{num_steps:,}",
             "say nothing where nobody counts them",
         )
     most = admission.most_examples or _MOST_EXAMPLES - 1
-    if 1 <= update.num_examples <= most:
+    if 1 <= num_examples <= most:
         return None
-    few = update.num_examples < 1
+    few = num_examples < 1
     return _update_refusal(
-        update.site,
+        site,
         "num_examples",
         "at least 1" if few else f"at most {most:,}",
-        f"{update.num_examples:,}",
+        f"{num_examples:,}",
         "a site with no data should not train" if few else "is that a count?",
     )
 

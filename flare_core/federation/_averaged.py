@@ -7,8 +7,9 @@ from typing import final
 
 from flare_core._model import Array, Layout, ModelState, TensorClass, squared_distance
 from flare_core.federation._contribution import Contribution
-from flare_core.federation._fold import Each, Fold, Part
+from flare_core.federation._fold import Each, Fold, Part, Tally
 from flare_core.federation._products import Centre
+from flare_core.federation._regions import RegionalFold, tally_of
 from flare_core.federation._strategy import Strategy
 
 
@@ -22,6 +23,7 @@ class Averaged:
         memory: Returns writable memory of so many bytes, for the sums.
         each: Shares the parts among the cores.
         num_sites: Sites of the run.
+        by_region: Whether the updates of a region are added up first.
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class Averaged:
         each: Each,
         *,
         num_sites: int,
+        by_region: bool = False,
     ) -> None:
         self._strategy = strategy
         self._each = each
         self._fold = Fold(layout, memory)
+        self._regions = RegionalFold(layout, self._fold) if by_region else None
         self._updates: list[Contribution] = []
         self._reach = 1.0
         self._num_sites = num_sites
@@ -44,16 +48,25 @@ class Averaged:
         self, weights: ModelState, update: Contribution, before: ModelState
     ) -> None:
         """Fold an update; see `Combining`."""
-        weight = self._strategy.weight(update)
-        self._fold.add(weights, update.num_examples, self._each, weight=weight)
-        if self._strategy.measures:
+        tally = tally_of(update, self._strategy)
+
+        def values(part: Part) -> Array:
+            return part.of(weights)
+
+        if self._regions is None:
+            self._fold.add_sum(values, tally, self._each)
+        else:
+            self._regions.add(update.site, values, tally, self._each)
+        if self._strategy.measures and not update.members:
             norm = self._squared_norm(weights, before)
             update = replace(update, squared_norm=norm)
-        self._updates.append(update)
+        self._updates += update.members or (update,)
 
     def complete(self, centre: Centre) -> str:
         """Say how far to go; see `Combining`."""
         del centre
+        if self._regions is not None:
+            self._regions.complete(self._each)
         self._reach = self._strategy.reach(self._updates)
         return ""
 
@@ -66,13 +79,27 @@ class Averaged:
         reached: Array = start + reach * (mean - start)
         return reached
 
+    @property
+    def updates(self) -> Sequence[Contribution]:
+        """What was added, of each site, by its order."""
+        return self._updates
+
+    @property
+    def tally(self) -> Tally:
+        """What was added, and how much it weighs."""
+        return self._fold.tally
+
+    def sum_of(self, part: Part) -> Array:
+        """Return the sum of a part, for another server to go on with; see `Fold`."""
+        return self._fold.sum(part)
+
     def _reach_of(self, kind: TensorClass) -> float:
         """Return how far to go; who is missing leaves a control where it is."""
         match kind:
             case TensorClass.PARAMETER:
                 return self._reach
             case TensorClass.CONTROL:
-                return self._fold.num_updates / self._num_sites
+                return self._fold.tally.updates / self._num_sites
             case _:
                 return 1.0
 

@@ -94,6 +94,11 @@ def _unfit(plan: Plan, strategy: Strategy, rule: Aggregation) -> str:
             f"does not go with the plan's {plan.local}, which is right with the mean "
             "of all sites only: leave one of the two out"
         )
+    if plan.by_region:
+        return (
+            "looks at each update, and topology.name = 'hierarchical' adds up those of "
+            "a region: leave one of the two away"
+        )
     least = plan.selection.least
     if least < rule.least:
         return (

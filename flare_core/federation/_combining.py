@@ -57,6 +57,7 @@ def combining(
     each: Each,
     *,
     num_sites: int,
+    by_region: bool = False,
 ) -> Combining:
     """Return what takes the updates of one round.
 
@@ -67,7 +68,10 @@ def combining(
         memory: Returns writable memory of so many bytes, for sums.
         each: Shares the parts among the cores.
         num_sites: Sites of the run.
+        by_region: Whether the updates of a region are added up first.
     """
     if isinstance(rule, Mean):
-        return Averaged(layout, strategy, memory, each, num_sites=num_sites)
+        return Averaged(
+            layout, strategy, memory, each, num_sites=num_sites, by_region=by_region
+        )
     return Gathered(layout, rule, each)

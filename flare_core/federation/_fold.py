@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, Protocol, TypeAlias, TypeVar, final
 
 import numpy as np
 
@@ -20,6 +20,8 @@ PART_ELEMENTS = 1 << 17
 """Its sums fit the cache of a core."""
 _MOST_WAITING = 2
 """Folded with the mean itself; more would make its pass longer than it need be."""
+Values: TypeAlias = Callable[["Part"], Array]
+"""Returns some elements of an update, or of a sum of some."""
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -43,6 +45,58 @@ class Part:
         """Return these elements of a model, flat: a view."""
         flat: Array = weights[self.spec.name].reshape(-1)
         return flat[self.start : self.stop]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """How much updates weigh, by the class of the tensor.
+
+    Attributes:
+        parameters: Parameters.
+        buffers: Buffers.
+        controls: Controls.
+    """
+
+    parameters: float = 0
+    buffers: float = 0
+    controls: float = 0
+
+    def of(self, spec: TensorSpec) -> float:
+        """Return how much they weigh in a tensor."""
+        match spec.kind:
+            case TensorClass.PARAMETER:
+                return self.parameters
+            case TensorClass.CONTROL:
+                return self.controls
+            case _:
+                return self.buffers
+
+    def plus(self, other: "Weight") -> "Weight":
+        """Return how much both weigh together."""
+        return Weight(
+            self.parameters + other.parameters,
+            self.buffers + other.buffers,
+            self.controls + other.controls,
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What is in a sum.
+
+    Attributes:
+        updates: How many; the sum of a single one is that update, not multiplied.
+        total: How much they weigh together.
+    """
+
+    updates: int = 0
+    total: Weight = Weight()
+
+    def plus(self, other: "Tally") -> "Tally":
+        """Return what is in the sum of both."""
+        return Tally(self.updates + other.updates, self.total.plus(other.total))
 
 
 class Each(Protocol):
@@ -77,6 +131,9 @@ class Fold:
     Parameters may have weights :math:`w_k` of their own instead; buffers have
     :math:`n_k` in any case, and controls are averaged each alike.
 
+    What was summed elsewhere is added as it is: a sum of sums has the same bits,
+    wherever the sums were made.
+
     Args:
         layout: Layout of the global model; every update must have it.
         memory: Returns writable memory of so many bytes, whatever is in it.
@@ -84,19 +141,19 @@ class Fold:
     Attributes:
         batches: The elements of the model, in the order in which they travel, some at
             a time.
-        num_updates: Updates added.
+        tally: What was added.
     """
 
     def __init__(
         self, layout: Layout, memory: Callable[[int], memoryview] = _fresh
     ) -> None:
         self.batches = tuple(batches(layout))
-        self.num_updates = 0
+        self.tally = Tally()
         self._layout = layout
         self._memory = memory
         self._sums: dict[str, Array] = {}
-        self._folded = _Count()
-        self._waiting: list[tuple[ModelState, _Weight]] = []
+        self._folded = Tally()
+        self._waiting: list[tuple[Values, Tally]] = []
 
     def add(
         self,
@@ -115,27 +172,47 @@ class Fold:
             weight: That of its parameters, if it is another one; not below 0.
         """
         of_parameters = num_examples if weight is None else weight
-        self._waiting.append((weights, _Weight(of_parameters, num_examples, 1)))
-        self.num_updates += 1
+        tally = Tally(1, Weight(of_parameters, num_examples, 1))
+        self.add_sum(lambda part: part.of(weights), tally, each)
+
+    def add_sum(self, values: Values, tally: Tally, each: Each = map) -> None:
+        """Add what another fold has summed.
+
+        Args:
+            values: Its `sum`; called later, from any thread, and more than once.
+            tally: Its tally.
+            each: Applies a function to all batches.
+        """
+        self._waiting.append((values, tally))
+        self.tally = self.tally.plus(tally)
         if len(self._waiting) > _MOST_WAITING:
             self._fold(*self._waiting.pop(0), each)
 
-    def mean(self, part: Part) -> Array:
-        """Return the mean of a part: in float64 or complex128, or a counter's type.
+    def sum(self, part: Part) -> Array:
+        """Return the sum of a part; that of a single update is its values.
+
+        In float64 or complex128, or a counter's type.
 
         Raises:
             ValueError: If nothing was added.
         """
-        if not self.num_updates:
+        if not self.tally.updates:
             msg = "the mean of no update is undefined"
             raise ValueError(msg)
-        total: Array = np.empty(part.stop - part.start, _sum_dtype(part.spec))
+        total: Array = np.empty(part.stop - part.start, sum_dtype(part.spec))
         if self._folded.updates:
             total[...] = self._sums[part.spec.name][part.start : part.stop]
-        waiting = [(part.of(weights), weight) for weights, weight in self._waiting]
-        return _mean(part, total, self._folded, waiting)
+        count = self._folded
+        for values, tally in self._waiting:
+            _add(part, total, values(part), count, tally)
+            count = count.plus(tally)
+        return total
 
-    def _fold(self, weights: ModelState, weight: "_Weight", each: Each) -> None:
+    def mean(self, part: Part) -> Array:
+        """Return the mean of a part, as `sum` does."""
+        return _over(part, self.sum(part), self.tally)
+
+    def _fold(self, values: Values, tally: Tally, each: Each) -> None:
         if not self._sums:
             memory = self._memory(_sums_bytes(self._layout))
             self._sums = dict(_sums(self._layout, memory))
@@ -143,49 +220,11 @@ class Fold:
         def add_batch(batch: Sequence[Part]) -> None:
             for part in batch:
                 total = self._sums[part.spec.name][part.start : part.stop]
-                _add(part, total, part.of(weights), self._folded, weight)
+                _add(part, total, values(part), self._folded, tally)
 
         for _ in each(add_batch, self.batches):
             pass
-        self._folded = self._folded.plus(weight)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Weight:
-    """How much an update weighs, or several do."""
-
-    parameters: float = 0
-    buffers: float = 0
-    controls: float = 0
-
-    def of(self, spec: TensorSpec) -> float:
-        match spec.kind:
-            case TensorClass.PARAMETER:
-                return self.parameters
-            case TensorClass.CONTROL:
-                return self.controls
-            case _:
-                return self.buffers
-
-    def plus(self, other: "_Weight") -> "_Weight":
-        return _Weight(
-            self.parameters + other.parameters,
-            self.buffers + other.buffers,
-            self.controls + other.controls,
-        )
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Count:
-    """What is in a sum."""
-
-    updates: int = 0
-    total: _Weight = _Weight()
-
-    def plus(self, weight: _Weight) -> "_Count":
-        return _Count(self.updates + 1, self.total.plus(weight))
+        self._folded = self._folded.plus(tally)
 
 
 def weighted(part: Part, values: Sequence[Array], weights: Sequence[float]) -> Array:
@@ -196,58 +235,56 @@ def weighted(part: Part, values: Sequence[Array], weights: Sequence[float]) -> A
         values: Those of each update; at least one.
         weights: That of each.
     """
-    total: Array = np.empty(part.stop - part.start, _sum_dtype(part.spec))
-    both = [_Weight(weight, weight, weight) for weight in weights]
-    return _mean(part, total, _Count(), list(zip(values, both, strict=True)))
+    total: Array = np.empty(part.stop - part.start, sum_dtype(part.spec))
+    count = Tally()
+    for one, weight in zip(values, weights, strict=True):
+        tally = Tally(1, Weight(weight, weight, weight))
+        _add(part, total, one, count, tally)
+        count = count.plus(tally)
+    return _over(part, total, count)
 
 
-def _mean(
-    part: Part,
-    total: Array,
-    count: _Count,
-    more: Sequence[tuple[Array, _Weight]],
-) -> Array:
-    """Add the last updates to a sum of some elements, and make it their mean."""
-    for values, weight in more:
-        _add(part, total, values, count, weight)
-        count = count.plus(weight)
+def _over(part: Part, total: Array, count: Tally) -> Array:
+    """Make a sum of some elements their mean."""
     if part.spec.kind is not TensorClass.COUNTER and count.updates > 1:
         total /= count.total.of(part.spec)
     return total
 
 
-def _add(
-    part: Part, total: Array, values: Array, count: _Count, weight: _Weight
-) -> None:
-    """Add one more update to a sum of some elements."""
+def _add(part: Part, total: Array, values: Array, count: Tally, more: Tally) -> None:
+    """Add one more update, or the sum of some, to a sum of some elements."""
     if count.updates == 0:
-        total[...] = values  # its weight waits for a second update
+        total[...] = values  # the weight of a single one waits for a second
     elif part.spec.kind is TensorClass.COUNTER:
         np.maximum(total, values, out=total)
     else:
         if count.updates == 1:
             total *= count.total.of(part.spec)
+        if more.updates > 1:
+            total += values
+            return
         wide = values.astype(total.dtype)
-        wide *= weight.of(part.spec)
+        wide *= more.total.of(part.spec)
         total += wide
 
 
 def _sums_bytes(layout: Layout) -> int:
     """Return the memory that the sums of a model of this layout take."""
-    return sum(spec.num_elements * _sum_dtype(spec).itemsize for spec in layout.tensors)
+    return sum(spec.num_elements * sum_dtype(spec).itemsize for spec in layout.tensors)
 
 
 def _sums(layout: Layout, memory: memoryview) -> Iterator[tuple[str, Array]]:
     """Yield the sums of each tensor, larger types first as the layout has them."""
     offset = 0
-    for spec in sorted(layout.tensors, key=lambda spec: -_sum_dtype(spec).itemsize):
-        dtype = _sum_dtype(spec)
+    for spec in sorted(layout.tensors, key=lambda spec: -sum_dtype(spec).itemsize):
+        dtype = sum_dtype(spec)
         end = offset + spec.num_elements * dtype.itemsize
         yield spec.name, np.frombuffer(memory[offset:end], dtype)
         offset = end
 
 
-def _sum_dtype(spec: TensorSpec) -> np.dtype[Any]:
+def sum_dtype(spec: TensorSpec) -> np.dtype[Any]:
+    """Return the type in which the values of a tensor are summed."""
     dtype = DTYPES[spec.dtype]
     return dtype if spec.kind is TensorClass.COUNTER else accumulator_dtype(dtype)
 

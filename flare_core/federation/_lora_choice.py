@@ -106,3 +106,5 @@ def _obstacles(plan: Plan, strategy: Strategy) -> Iterator[str]:
         yield "round.late_weight counts steps that were taken from those"
     if isinstance(plan.topology, Asynchronous):
         yield 'topology.name = "async" counts steps that were taken from those'
+    if plan.by_region:
+        yield 'topology.name = "hierarchical" adds up each of them by region'

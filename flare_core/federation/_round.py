@@ -1,7 +1,7 @@
 """One round as a state machine: who is invited, who has answered, who is missing."""
 
-from collections.abc import Iterable
-from typing import final
+from collections.abc import Callable, Iterable
+from typing import Any, final
 
 
 @final
@@ -15,11 +15,20 @@ class Round:
         number: The round, counted from 0.
         cohort: The sites invited.
         quorum: Least number of updates the round can be made of.
+        key: Where a site stands in the order; by default by its name.
     """
 
-    def __init__(self, number: int, cohort: Iterable[str], *, quorum: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        cohort: Iterable[str],
+        *,
+        quorum: int,
+        key: Callable[[str], Any] = str,
+    ) -> None:
         self.number = number
         self._quorum = quorum
+        self._key = key
         self._missing = set(cohort)
         self._given_up: set[str] = set()
         self._num_examples: dict[str, int] = {}
@@ -27,7 +36,8 @@ class Round:
     @property
     def cohort(self) -> tuple[str, ...]:
         """The sites invited, in order."""
-        return tuple(sorted({*self._missing, *self._given_up, *self._num_examples}))
+        sites = {*self._missing, *self._given_up, *self._num_examples}
+        return tuple(sorted(sites, key=self._key))
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -46,7 +56,8 @@ class Round:
     @property
     def num_examples(self) -> dict[str, int]:
         """Examples by site, of the updates received, in the cohort's order."""
-        return dict(sorted(self._num_examples.items()))
+        sites = sorted(self._num_examples, key=self._key)
+        return {site: self._num_examples[site] for site in sites}
 
     @property
     def complete(self) -> bool:
@@ -61,9 +72,11 @@ class Round:
     @property
     def ready(self) -> tuple[str, ...]:
         """Sites whose updates can be folded: all before the first one missing."""
-        first = min(self._missing, default=None)
-        sites = sorted(self._num_examples)
-        return tuple(site for site in sites if first is None or site < first)
+        sites = sorted(self._num_examples, key=self._key)
+        if not self._missing:
+            return tuple(sites)
+        first = min(map(self._key, self._missing))
+        return tuple(site for site in sites if self._key(site) < first)
 
     def receive(self, site: str, round_number: int, num_examples: int) -> bool:
         """Take note of an update.

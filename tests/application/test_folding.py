@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flare_core import Aggregation, Contribution, ModelState, Plan, Strategy
+from flare_core.application._aggregator import Aggregator
 from flare_core.application._folding import Folding
 from flare_core.application._publication import Publication
 from flare_core.application._spool import Spool
@@ -36,6 +37,7 @@ from flare_core.federation import (
 )
 
 _Way: TypeAlias = tuple[Strategy, Aggregation]
+_PLAN = Plan(rounds=1)
 _SITES = ("a", "b", "c", "d", "e")
 _STRATEGIES = (FedAvg(), FedAdam(), DiLoCo(), FedNova(), QFedAvg(learning_rate=0.1))
 _RULES = (
@@ -87,21 +89,26 @@ def _begun(way: _Way) -> Iterator[tuple[Folding, Publication]]:
         path = spool.update("a", encoded=False)
         stream = write_file(path, file_bytes(_FIRST.layout), pack(_FIRST))
         with _folding(way, spool) as folding:
-            yield folding, folding.first(path, stream)
+            first: list[Publication | str] = []
+            folding.first(path, stream, first.append)
+            (model,) = first
+            assert isinstance(model, Publication)
+            yield folding, model
 
 
 @contextmanager
 def _folding(way: _Way, spool: Spool) -> Iterator[Folding]:
     strategy, rule = way
     with closing(Worker(lambda _: None, num_threads=1)) as worker:
-        yield Folding(
-            Plan(rounds=1),
+        aggregator = Aggregator(
+            _PLAN,
             _FIRST.layout,
             strategy=strategy,
             rule=rule,
             spool=spool,
-            worker=worker,
+            each=worker.each,
         )
+        yield Folding(_PLAN, aggregator, spool=spool, worker=worker)
 
 
 def _hand_in(folding: Folding, current: Round, site: str) -> None:

@@ -135,7 +135,7 @@ class _Played:
 
     def mean(self) -> bytes:
         assert self.round.complete
-        assert self._fold.num_updates == len(self._updates)
+        assert self._fold.tally.updates == len(self._updates)
         return mean_of(self._fold, LAYOUT)["w"].tobytes()
 
     def _go_on(self) -> None:

@@ -29,8 +29,14 @@ def _loss(site: int, w: float) -> float:
 
 def _one(**said: float) -> Contribution:
     counts = {name: int(value) for name, value in said.items() if name != "loss"}
+    num_steps = counts.get("num_steps", 0)
     metrics: Mapping[str, float] = {"loss": said["loss"]} if "loss" in said else {}
-    return Contribution(site="a", global_metrics=metrics, **counts)
+    return Contribution(
+        site="a",
+        global_metrics=metrics,
+        num_examples=counts["num_examples"],
+        num_steps=num_steps,
+    )
 
 
 def _end(strategy: Strategy, num_steps: tuple[int, int], num_rounds: int) -> float:
