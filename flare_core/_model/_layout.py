@@ -122,7 +122,7 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def of_sums(self) -> "Layout":
-        """That of sums of such models: floats in float64, counters as they are.
+        """What sums of such models look like, with floats in float64.
 
         Raises:
             ValueError: If a tensor is complex: no file holds its sums.

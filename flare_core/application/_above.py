@@ -83,12 +83,15 @@ class Above:
         self.model = self._link.join(proposal)
         return self.model
 
-    def hand_in(self, sums: ModelState, updates: Sequence[Contribution]) -> GlobalModel:
+    def hand_in(
+        self, sums: ModelState, updates: Sequence[Contribution], weight: float
+    ) -> GlobalModel:
         """Hand in the sum of a round; return the next global model.
 
         Args:
             sums: Of the updates, in the types of sums.
             updates: What is in it, in order.
+            weight: How much that weighs together.
 
         Raises:
             FlareError: If it is refused, the run has ended, or nobody answers.
@@ -105,7 +108,8 @@ class Above:
                 {one.site: one.global_metrics for one in updates}, weights
             ),
         )
-        self.model = self._link.hand_in_sum(update, [_summand(one) for one in updates])
+        summands = [_summand(one) for one in updates]
+        self.model = self._link.hand_in_sum(update, summands, weight)
         return self.model
 
     def leave(self, metrics: Metrics, reason: str) -> None:

@@ -1,6 +1,7 @@
 """Looks at weights that have arrived: whether they are a model, and may count."""
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -26,6 +27,9 @@ from flare_core.communication import (
     write_file,
 )
 from flare_core.federation import Strategy, implausible, inadmissible, unfit
+
+_ROUNDED = 1e-9
+"""By how much two sums of the same weights may differ."""
 
 
 @final
@@ -102,13 +106,19 @@ class Look:
         How far its sites went is looked at there: here only that all of them may count.
         """
         site, offer = parcel.site, parcel.offer
-        for one in contribution(site, offer).members:
+        members = contribution(site, offer).members
+        for one in members:
             refusal = implausible(
                 one.site, one.num_examples, one.num_steps, self.admission
             ) or self.strategy.refusal(one)
             if refusal is not None:
                 what = f"{refusal.what} of its site {one.site!r}"
                 return replace(refusal, site=site, what=what)
+        weight = math.fsum(self.strategy.weight(one) for one in members)
+        if not math.isclose(offer.weight, weight, rel_tol=_ROUNDED):
+            return ill(
+                site, f"a weight of {weight:g} of its sites", f"{offer.weight:g}"
+            )
         refusal = unfit(site, weights, self.layout)
         let_go(weights)
         return refusal

@@ -91,6 +91,10 @@ class RegionalAggregator:
         """
         before = self.published(path, stream)
         try:
+            _ = self._layout.of_sums
+        except ValueError as exc:
+            return str(exc)
+        try:
             model = self._join(before)
         except (RunAbortedError, RefusedError) as exc:
             return f"the server above: {exc}"
@@ -133,7 +137,9 @@ class RegionalAggregator:
         try:
             model = self._above.model or self._join(before)
             if not model.final and _stream_of(model) == before.model.stream:
-                model = self._above.hand_in(self._sums(), self._updates.updates)
+                updates = self._updates
+                weight = updates.tally.total.parameters
+                model = self._above.hand_in(self._sums(), updates.updates, weight)
         except (RunAbortedError, RefusedError) as exc:
             return f"the server above: {exc}"
         finally:

@@ -120,6 +120,7 @@ def contribution(site: str, offer: Offer) -> Contribution:
             )
             for one in offer.summands
         ),
+        weight=offer.weight,
     )
 
 

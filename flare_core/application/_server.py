@@ -36,8 +36,8 @@ class Server:
         num_threads: Cores to average on; by default up to four of the machine's.
         share_spool: Whether sites on this machine may put their updates into that
             folder themselves, as their site files say; they must be trusted with it.
-        above: Who this server is at another one, if the run is that of a region, and
-            the plan the one of `plan_below`.
+        above: Who this server is at another one, if the run is a region's part of one
+            there, whose plan is this one but for the table ``selection``.
 
     Attributes:
         name: Of the run; no other has it.

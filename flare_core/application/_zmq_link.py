@@ -174,12 +174,15 @@ class ZmqLink:
             global_metrics=dict(update.global_metrics),
         )
 
-    def hand_in_sum(self, update: Update, summands: Sequence[Summand]) -> GlobalModel:
+    def hand_in_sum(
+        self, update: Update, summands: Sequence[Summand], weight: float
+    ) -> GlobalModel:
         """Hand in the sum of a region's updates, as `exchange` does an update.
 
         Args:
             update: The sum, and what there is to say of all together.
             summands: What is in it, in order.
+            weight: How much that weighs together.
 
         Raises:
             PolicyError: If the region's policy does not allow it to leave.
@@ -191,6 +194,7 @@ class ZmqLink:
             metrics=dict(update.metrics),
             global_metrics=dict(update.global_metrics),
             summands=tuple(summands),
+            weight=weight,
         )
 
     def close(self) -> None:
@@ -250,6 +254,7 @@ class ZmqLink:
         metrics: dict[str, float] | None = None,
         global_metrics: dict[str, float] | None = None,
         summands: tuple[Summand, ...] = (),
+        weight: float = 0.0,
     ) -> GlobalModel:
         if not summands and weights.layout != self._layout:
             self._offer_other(weights.layout, round_number)
@@ -267,6 +272,7 @@ class ZmqLink:
             base=leaving.base,
             error=leaving.error,
             summands=summands,
+            weight=weight,
         )
         start = self._sure(self._offer(offer, leaving.frames), Start)
         self._edge.accepted()

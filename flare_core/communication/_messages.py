@@ -143,6 +143,7 @@ class Offer(_Message, frozen=True):
             site shares with the server.
         summands: Whose updates are in it, in their order, if it is a region's sum and
             not one update: its tensors are in the types of sums.
+        weight: How much these weigh together, as it was added up there.
     """
 
     stream: StreamId
@@ -158,6 +159,7 @@ class Offer(_Message, frozen=True):
     short: Short = b""
     spooled: StreamId | None = None
     summands: tuple[Summand, ...] = ()
+    weight: float = 0.0
 
     @property
     def is_short(self) -> bool:

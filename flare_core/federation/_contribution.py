@@ -22,6 +22,8 @@ class Contribution:
             0 unless `Strategy.measures` says that it is needed.
         members: What the sum was made of that a region hands in; empty if it is the
             update of one site.
+        weight: How much these weigh together, as it was added up there: added in
+            another order, it might have other bits.
     """
 
     site: str
@@ -32,3 +34,4 @@ class Contribution:
     global_metrics: Metrics = field(default_factory=dict[str, float])
     squared_norm: float = 0.0
     members: tuple["Contribution", ...] = ()
+    weight: float = 0.0

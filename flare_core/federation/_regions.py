@@ -23,11 +23,10 @@ def place(site: str) -> Place:
 
 def tally_of(update: Contribution, strategy: Strategy) -> Tally:
     """Return what is in an update, or in the sum that a region hands in."""
-    tally = Tally()
-    for one in update.members or (update,):
-        weight = strategy.weight(one)
-        tally = tally.plus(Tally(1, Weight(weight, one.num_examples, 1)))
-    return tally
+    if update.members:
+        count = len(update.members)
+        return Tally(count, Weight(update.weight, update.num_examples, count))
+    return Tally(1, Weight(strategy.weight(update), update.num_examples, 1))
 
 
 @final

@@ -105,6 +105,9 @@ def _attributes(struct: type) -> dict[str, str]:
 
 def _table(kind: Type) -> tuple[type[msgspec.Struct] | None, str]:
     """Return the class of a table, and how its keys go on; None if it is none."""
+    if isinstance(kind, UnionType):  # a table that may be missing
+        tables = [one for one in kind.types if isinstance(one, StructType)]
+        kind = tables[0] if len(tables) == 1 else kind
     if isinstance(kind, StructType):
         return kind.cls, ""
     if isinstance(kind, DictType) and isinstance(kind.value_type, StructType):

@@ -2,20 +2,27 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeAlias, final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+import xxhash
 
 import flare_core as flare
 from flare_core.application import plan_below
-from site_scripts import (
-    WAIT_S,
-    Local,
-    Train,
+from flare_core.communication import (
+    Commit,
+    Committed,
+    Offer,
+    Refused,
+    Start,
+    Summand,
+    pack,
 )
+from site_scripts import WAIT_S, Local, Stranger, Train, model, stream_id
 from support import RunningServer, RunServer, SiteFile
 
 _Model: TypeAlias = dict[str, npt.ArrayLike]
@@ -224,3 +231,60 @@ def test_regions_that_do_not_fit_together_are_told_so(federation: _Federation) -
     for site in sites:
         with pytest.raises(flare.RunAbortedError, match="the server above"):
             site.result(WAIT_S)
+
+
+@pytest.mark.parametrize(
+    ("topology", "counts", "num_bytes", "weight", "expected"),
+    [
+        ("star", [1, 1], 8, 2, "the update of one site"),
+        ("hierarchical", [1, 2], 8, 2, "3 examples, as of its sites together"),
+        ("hierarchical", [1, 1], 4, 2, "bytes"),
+        ("hierarchical", [3, -1], 8, 2, "at least 1"),
+        ("hierarchical", [1, 1], 8, 2.1, "a weight of 2 of its sites"),
+        ("hierarchical", [1, 1], 8, np.nan, "a weight of 2 of its sites"),
+    ],
+    ids=["no region", "examples", "bytes", "counts", "weight", "no weight"],
+)
+def test_a_sum_that_cannot_be_right_is_refused(
+    topology: str,
+    counts: list[int],
+    num_bytes: int,
+    weight: float,
+    expected: str,
+    *,
+    run_server: RunServer,
+) -> None:
+    server = run_server(_plan(1, topology={"name": topology}, rounds=1))
+    with closing(Stranger(server.endpoint)) as region:
+        region.join("region", flare.ModelState(model(1)).layout)
+        region.hear()
+        first = pack(flare.ModelState(model(1)))
+        assert isinstance(region.hand_in(first, round_number=-1), Committed)
+        assert isinstance(region.hear(), Start)
+        sums = pack(flare.ModelState({"w": np.ones(1)}))
+        short = b"".join(sums)[: None if num_bytes == 8 else -4]
+        summands = tuple(Summand(site=f"s{n % 7}", num_examples=n) for n in counts)
+        offer = Offer(
+            stream=stream_id(),
+            num_bytes=len(short),
+            round_number=0,
+            num_examples=2,
+            short=short,
+            summands=summands,
+            weight=weight,
+        )
+        region.say(offer)
+        region.say(Commit(stream=offer.stream, digest=xxhash.xxh3_128_digest(short)))
+        answer = region.hear()
+        assert isinstance(answer, Refused)
+        assert expected in answer.refusal.expected
+
+
+def test_complex_tensors_have_no_regions(federation: _Federation) -> None:
+    plan = _plan(1)
+    root = federation.server(plan)
+    north = federation.region("north", root, plan_below(plan, sites=1))
+    (site,) = federation.start(north, ["north.a"], {"z": np.ones(2, np.complex64)})
+    assert "tensor 'z' is complex" in north.result().error
+    with pytest.raises(flare.RunAbortedError):
+        site.result(WAIT_S)

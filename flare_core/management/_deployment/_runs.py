@@ -10,8 +10,9 @@ from typing import final
 
 import msgspec
 
-from flare_core._errors import FlareError, RequestDeniedError
+from flare_core._errors import ConfigurationError, FlareError, RequestDeniedError
 from flare_core._plan import Plan
+from flare_core._site import Site
 from flare_core.application import (
     Event,
     Finished,
@@ -38,6 +39,8 @@ from flare_core.management._run_folder import GLOBAL, RunFolder, read_rounds
 _log = logging.getLogger(__name__)
 OPEN: tuple[State, ...] = ("waiting", "playing", "paused")
 SPOOL = "spool"
+ABOVE = "the server above"
+"""Who has created the run of a region; no member is called so."""
 
 
 @final
@@ -50,6 +53,8 @@ class Runs:
         folder: Gets a folder for each.
         trail: Told of what happens.
         changed: Called when there may be news for who waits for some.
+        part_in: Returns who this server is above, in a run of that name, if it is that
+            of a region.
     """
 
     def __init__(
@@ -59,18 +64,32 @@ class Runs:
         folder: Path,
         trail: Trail,
         changed: Callable[[], None],
+        *,
+        part_in: Callable[[str], Site] | None = None,
     ) -> None:
         self._host = host
         self._store = store
         self._folder = folder
         self._trail = trail
         self._changed = changed
+        self._part_in = part_in
         self._infos = {info.name: info for info in store.runs()}
 
     def reopen(self) -> None:
-        """Open again what waited or was played when the server ended."""
+        """Open again what waited or was played when the server ended.
+
+        Raises:
+            ConfigurationError: If one is a part of a run above, and there is no server
+                above any more.
+        """
         for info in self.all():
             if info.state in OPEN:
+                if info.creator == ABOVE and self._part_in is None:
+                    msg = (
+                        f"run {info.name!r} is a part of one of the server above, and "
+                        "server.toml has no table [region] any more: put it back"
+                    )
+                    raise ConfigurationError(msg)
                 try:
                     stage = self._stage(info)
                 except FlareError as exc:  # a strategy that was uninstalled, say
@@ -203,6 +222,7 @@ class Runs:
             self._follow(info.name, event)
             self._changed()
 
+        part_in = self._part_in if info.creator == ABOVE else None
         return self._host.open(
             info.name,
             info.plan,
@@ -210,6 +230,7 @@ class Runs:
             observer=observe,
             lasting=True,
             record=folder,
+            above=part_in and part_in(info.name),
         )
 
     def _follow(self, name: str, event: Event) -> None:

@@ -15,6 +15,30 @@ _LAST_PORT = 65_535
 _EVERYWHERE = ("0.0.0.0", "[::]", "*")  # noqa: S104 - nothing is bound here
 
 
+class Region(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table ``[region]``: this server is a site of another one, above.
+
+    Attributes:
+        site: The site file, or its folder, that ``flare accept`` wrote for this server;
+            relative to the server's folder.
+        sites: Sites of the region, which a run of the server above waits for.
+        quorum: Least number of their updates that a sum is made of, once sites are
+            gone; all, if not set.
+    """
+
+    site: Annotated[str, msgspec.Meta(min_length=1)]
+    sites: Annotated[int, msgspec.Meta(ge=1)]
+    quorum: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.quorum is not None and self.quorum > self.sites:
+            msg = (
+                f"region.quorum = {self.quorum} can never be met by region.sites = "
+                f"{self.sites}"
+            )
+            raise ValueError(msg)
+
+
 class ServerSettings(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 ):
@@ -29,6 +53,7 @@ class ServerSettings(
         old_key_s: Seconds for which a key that was changed still opens the door, so
             that no run in progress is lost.
         limits: What one peer may take of the server.
+        region: Whose runs this server takes part in, as the server of a region.
     """
 
     listen: str
@@ -37,6 +62,7 @@ class ServerSettings(
     num_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     old_key_s: _Positive = 86_400.0
     limits: Limits = Limits()
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         host = _host("listen", self.listen)
@@ -67,7 +93,11 @@ def read_settings(path: Path) -> ServerSettings:
         raise ConfigurationError(msg) from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         known = ", ".join(
-            (*ServerSettings.__struct_fields__, *_limits(Limits.__struct_fields__))
+            (
+                *ServerSettings.__struct_fields__,
+                *_inner("limits", Limits.__struct_fields__),
+                *_inner("region", Region.__struct_fields__),
+            )
         )
         msg = f"settings {path}: {exc}; the keys are {known}"
         raise ConfigurationError(msg) from exc
@@ -82,5 +112,5 @@ def _host(key: str, address: str) -> str:
     return found["host"]
 
 
-def _limits(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"limits.{name}" for name in names)
+def _inner(table: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{table}.{name}" for name in names)
