@@ -90,6 +90,7 @@ from flare_core.communication._safetensors import (
     pack,
     unpack,
 )
+from flare_core.communication._seal import GroupKey, Sealed, contents, sealed_bytes
 from flare_core.communication._session import Session
 from flare_core.communication._streams import (
     CHUNK_BYTES,
@@ -144,6 +145,7 @@ __all__ = [
     "Encoded",
     "Enrol",
     "Frame",
+    "GroupKey",
     "Hello",
     "Identity",
     "Incoming",
@@ -178,6 +180,7 @@ __all__ = [
     "Rotate",
     "RunFile",
     "RunInfo",
+    "Sealed",
     "Secured",
     "ServerStatus",
     "Session",
@@ -196,6 +199,7 @@ __all__ = [
     "ZmqDealer",
     "ZmqRouter",
     "body",
+    "contents",
     "decode_request",
     "decode_to_server",
     "decode_to_site",
@@ -213,6 +217,7 @@ __all__ = [
     "most_bytes",
     "pack",
     "scratch",
+    "sealed_bytes",
     "sync",
     "unpack",
     "write_file",
