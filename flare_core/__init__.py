@@ -54,7 +54,14 @@ from flare_core._round_policy import RoundPolicy
 from flare_core._selection import Selection
 from flare_core._site import Binding, Policy, Resources, Site, site
 from flare_core._stop import Stop
-from flare_core._topology import Asynchronous, Cyclic, Hierarchical, Star, Topology
+from flare_core._topology import (
+    Asynchronous,
+    Cyclic,
+    Hierarchical,
+    Star,
+    Swarm,
+    Topology,
+)
 from flare_core.federation import (
     Aggregation,
     Cohort,
@@ -133,6 +140,7 @@ __all__ = [
     "Stop",
     "Strategy",
     "StrategySettings",
+    "Swarm",
     "TensorClass",
     "TensorSpec",
     "Topology",

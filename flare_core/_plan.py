@@ -12,7 +12,7 @@ from flare_core._lora import Lora
 from flare_core._round_policy import RoundPolicy
 from flare_core._selection import Selection
 from flare_core._stop import Stop
-from flare_core._topology import Cyclic, Hierarchical, Star, Topology
+from flare_core._topology import Cyclic, Hierarchical, Star, Swarm, Topology
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 OptimizerState: TypeAlias = Literal["keep", "reset"]
@@ -207,13 +207,7 @@ class Plan(_Settings, frozen=True):
                 "that sites take at the same time, from the same model; leave one away"
             )
             raise ValueError(msg)
-        if self.keep_updates and self.by_region:
-            msg = (
-                "keep_updates and topology.name = 'hierarchical' do not go together: "
-                "the updates of a region are not here, only their sum; leave "
-                "keep_updates away"
-            )
-            raise ValueError(msg)
+        self._check_what_the_server_sees()
         selection, policy = self.topology.settled(self.selection, self.round)
         msgspec.structs.force_setattr(self, "selection", selection)
         msgspec.structs.force_setattr(self, "round", policy)
@@ -229,6 +223,11 @@ class Plan(_Settings, frozen=True):
     def by_region(self) -> bool:
         """Whether the updates of a region are added up before those of others."""
         return isinstance(self.topology, Hierarchical)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the server cannot read what is exchanged."""
+        return isinstance(self.topology, Swarm)
 
     @property
     def _corrects(self) -> bool:
@@ -251,6 +250,23 @@ class Plan(_Settings, frozen=True):
                     f"trained; leave {setting} away"
                 )
                 raise ValueError(msg)
+
+    def _check_what_the_server_sees(self) -> None:
+        """Raise if the server is to do something with updates that it does not have."""
+        asked = {
+            "keep_updates": self.keep_updates,
+            "encoding.up": self.sealed and self.encoding.up != "none",
+            "encoding.down": self.sealed and self.encoding.down != "none",
+        }
+        setting = next((name for name, given in asked.items() if given), "")
+        if not setting or not (self.sealed or self.by_region):
+            return
+        why = "they are sealed" if self.sealed else "it gets the sum of a region's"
+        msg = (
+            f"{setting} and topology.name = {_tag(type(self.topology))!r} do not go "
+            f"together: the server cannot read the updates, {why}; leave {setting} away"
+        )
+        raise ValueError(msg)
 
     @property
     def fingerprint(self) -> str:

@@ -123,6 +123,7 @@ class _SiteKeys(_Settings, frozen=True):
     server_key: str = ""
     next_server_key: str = ""
     key: str = ""
+    group_key: str = ""
     run: str = ""
     policy: Policy = Policy()
     resources: Resources = Resources()
@@ -158,6 +159,8 @@ class Site(_SiteKeys, frozen=True):
         next_server_key: The one that the server said it would have soon; written here
             by whatever speaks to it.
         key: File with the site's own secret key, relative to the site file.
+        group_key: File with the key that the sites share and the server has not,
+            relative to the site file; for runs in which the server cannot read.
         run: The run to take part in; if empty, the one that awaits this site.  The
             environment variable ``FLARE_RUN`` goes before it.
         policy: What the site allows.
@@ -206,6 +209,7 @@ def site(file: str | os.PathLike[str] | None = None) -> Site:
         "folder": str(path.parent / found.folder),
         "spool": str(path.parent / found.spool) if found.spool else "",
         "key": str(path.parent / found.key) if found.key else "",
+        "group_key": str(path.parent / found.group_key) if found.group_key else "",
         "run": os.environ.get(RUN_VARIABLE) or found.run,
     }
     return Site(**settings, file=str(path))

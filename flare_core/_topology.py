@@ -127,7 +127,24 @@ class Hierarchical(_Topology, frozen=True, tag="hierarchical"):
         return selection, policy
 
 
-Topology: TypeAlias = Star | Cyclic | Asynchronous | Hierarchical
+class Swarm(_Topology, frozen=True, tag="swarm"):
+    """Sites train at the same time, and one of them combines the updates, in turn.
+
+    The server hands them on and cannot read them: they are sealed with a key that the
+    sites share (swarm learning: Warnat-Herresthal et al., Nature 594, 2021,
+    https://doi.org/10.1038/s41586-021-03583-3).  The global model has the same bits as
+    in a star, whoever combines.
+    """
+
+    def settled(
+        self, selection: Selection, policy: RoundPolicy
+    ) -> tuple[Selection, RoundPolicy]:
+        """Have updates count in their own round only."""
+        self._only("round.late_weight", policy.late_weight, None)
+        return selection, policy
+
+
+Topology: TypeAlias = Star | Cyclic | Asynchronous | Hierarchical | Swarm
 
 
 def _tag(topology: _Topology) -> str:

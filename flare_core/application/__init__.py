@@ -13,6 +13,7 @@ from flare_core.application._audit_check import (
 from flare_core.application._client import Client, ClientRound, join
 from flare_core.application._databases import copied, database_faults, transaction
 from flare_core.application._desk import Asker, Desk
+from flare_core.application._envelope import TENSOR
 from flare_core.application._epilogue import Finished
 from flare_core.application._events import (
     Best,
@@ -49,6 +50,7 @@ from flare_core.application._zmq_link import ZmqLink
 from flare_core.federation import LoraReport
 
 __all__ = [
+    "TENSOR",
     "Asker",
     "AuditLog",
     "Best",

@@ -109,7 +109,7 @@ class Above:
             ),
         )
         summands = [_summand(one) for one in updates]
-        self.model = self._link.hand_in_sum(update, summands, weight)
+        self.model = self._link.exchange(update, summands=summands, weight=weight)
         return self.model
 
     def leave(self, metrics: Metrics, reason: str) -> None:

@@ -5,19 +5,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
-from flare_core._errors import ConfigurationError
+from flare_core._errors import ConfigurationError, Refusal
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Plan
 from flare_core.application._above import Above
 from flare_core.application._aggregator import Aggregator
+from flare_core.application._distribution import Send
+from flare_core.application._lobby import Lobby
 from flare_core.application._publication import Memory, Publication
 from flare_core.application._regional import RegionalAggregator
 from flare_core.application._run_store import check_file
 from flare_core.application._spool import Spool
+from flare_core.application._swarm import Swarm
 from flare_core.application._worker import Worker
-from flare_core.communication import SHORT_BYTES, Join
+from flare_core.communication import SHORT_BYTES, Chunk, ToServer
 from flare_core.federation import Contribution, Round, chosen, staleness_of
 
 _log = logging.getLogger(__name__)
@@ -33,6 +36,9 @@ class Folding:
         spool: For the models.
         worker: Has it done while the server answers.
     """
+
+    defers: Final = False
+    """Whether the next model takes as long as a site needs for it."""
 
     def __init__(
         self,
@@ -137,17 +143,28 @@ class Folding:
             self._worker.do(add)
         self._folded = ready
 
+    def takes(self, site: str, message: ToServer | Chunk) -> bool:
+        """Return that no message is about what is combined here."""
+        del site, message
+        return False
+
+    def lose(self, site: str) -> None:
+        """Do nothing: no site has a part in it."""
+
     def finish(
         self,
+        current: Round,
         model: Publication,
         then: Callable[[Publication | str], None],
     ) -> None:
         """Write the next model.
 
         Args:
+            current: The round; it is complete.
             model: The one that the round started from.
             then: Called on the server's thread with it, or with why there is none.
         """
+        del current
         self._worker.do(partial(self._aggregator.finish, model), then)
 
     def _look_at_size(self, path: Path) -> None:
@@ -163,8 +180,10 @@ def folding(
     layout: Layout,
     *,
     above: Above | None,
-    opened: Callable[[], Join],
-) -> Folding:
+    lobby: Lobby,
+    send: Send,
+    reject: Callable[[Refusal], None],
+) -> Folding | Swarm:
     """Return what makes the models of a run.
 
     Args:
@@ -173,8 +192,20 @@ def folding(
         worker: Has it done while the server answers.
         layout: Of the global model.
         above: The server above, which makes them, if this is that of a region.
-        opened: Returns what the first site by name would exchange.
+        lobby: Who takes part.
+        send: How to reach a site.
+        reject: Told of what a site finds ill that combines updates.
     """
+    if plan.sealed:
+        return Swarm(
+            plan,
+            layout,
+            spool=spool,
+            worker=worker,
+            lobby=lobby,
+            send=send,
+            reject=reject,
+        )
     strategy, rule = chosen(plan)
     aggregator: Aggregator | RegionalAggregator
     if above is None:
@@ -187,7 +218,7 @@ def folding(
             layout,
             strategy=strategy,
             above=above,
-            opened=opened,
+            opened=lobby.first,
             spool=spool,
             each=worker.each,
         )

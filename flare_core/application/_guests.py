@@ -52,6 +52,18 @@ class Guests:
         """Let a site that was refused try again."""
         self._refused.pop(site, None)
 
+    def turn_away(self, site: str, reason: str) -> None:
+        """Tell a site that it does not take part."""
+        self._send(site, Aborted(reason=reason))
+
+    def lost(self, site: str) -> None:
+        """Tell a site that seems to take part that it does not."""
+        reason = (
+            f"the server knows nothing of site {site!r} in this run: it never joined, "
+            "or the run's folder was lost; start its script again"
+        )
+        self.turn_away(site, reason)
+
     def dismiss(self, reason: str) -> None:
         """Tell all that the run ends here."""
         message = Aborted(reason=in_words(reason))

@@ -12,6 +12,7 @@ from flare_core.federation import (
     differing_layouts,
     differing_scales,
     differing_schedules,
+    differing_seals,
     place,
 )
 
@@ -168,6 +169,7 @@ def _compared(joined: Mapping[str, Join], reference: str, plan: str) -> list[Ref
     return [
         *_differing_plans({site: join.plan for site, join in joined.items()}, plan),
         *differing_layouts(layouts, reference),
+        *differing_seals({s: join.sealed for s, join in joined.items()}, reference),
         *differing_scales(scales, reference),
         *differing_bases(bases, reference),
         *differing_schedules(schedules, reference),

@@ -24,6 +24,7 @@ from flare_core.communication import (
     encode_model,
     fill_file,
     mapped,
+    sync,
     unpack,
 )
 from flare_core.federation import LoraReport
@@ -132,6 +133,10 @@ class Publication:
             if file is not None and file.stream == want.stream:
                 return file.chunks(want)
         return None
+
+    def sync(self) -> None:
+        """Have its file be on the disk for good."""
+        sync(self.model.path)
 
     def discard(self) -> None:
         """Remove its file, unless that is another model's, too."""

@@ -8,10 +8,11 @@ from typing import final
 from flare_core._model import Layout, ModelState
 from flare_core._plan import Plan
 from flare_core._round_policy import RoundPolicy
+from flare_core.application._announcing import Announcing
 from flare_core.application._cohorts import Cohorts
 from flare_core.application._course import Course
 from flare_core.application._deadline import Deadline
-from flare_core.application._distribution import Distribution, Send
+from flare_core.application._distribution import Send
 from flare_core.application._events import (
     Observer,
     RoundRecord,
@@ -30,9 +31,10 @@ from flare_core.application._receipts import Receipts
 from flare_core.application._restoring import Restoring
 from flare_core.application._round_report import RoundReport, contribution
 from flare_core.application._run_store import Kept
+from flare_core.application._swarm import Swarm
 from flare_core.application._waiting import Waiting, ahead
 from flare_core.application._worker import Worker
-from flare_core.communication import INITIAL, Aborted, Parcel, Want, sync
+from flare_core.communication import INITIAL, Aborted, Chunk, Parcel, ToServer
 from flare_core.federation import Round
 
 
@@ -53,6 +55,9 @@ class Rounds:
         recorded: Told of each global model that is on record: its number and hash.
         failed: Told why the run cannot go on, and of the site that is to blame.
         patient: Whether to wait for sites that are gone; else the run fails.
+
+    Attributes:
+        announcing: Tells sites of the global model.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Rounds:
         course: Course,
         lobby: Lobby,
         intake: Intake,
-        folds: Callable[[Layout], Folding],
+        folds: Callable[[Layout], Folding | Swarm],
         worker: Worker,
         ledger: Ledger,
         send: Send,
@@ -89,8 +94,7 @@ class Rounds:
         self._round: Round | None = None
         self._report = RoundReport(0)
         self._model: Publication | None = None
-        self._distribution: Distribution | None = None
-        self._folding: Folding | None = None
+        self._folding: Folding | Swarm | None = None
         self._cohorts = Cohorts(plan, lobby)
         self._restoring = Restoring(
             lobby=lobby,
@@ -101,7 +105,7 @@ class Rounds:
             go_on=self._go_on,
         )
         self._receipts = Receipts(ledger, send)
-        self._training = set[str]()
+        self.announcing = Announcing(send)
         self._waiting = Waiting(plan, lobby, send, observer)
         self._deadline = Deadline(RoundPolicy())
 
@@ -159,7 +163,7 @@ class Rounds:
         number = kept.number
         assert number is not None  # noqa: S101 - else there is no round
         self._course.resume(kept.played, kept.hashes)
-        self._training |= self._lobby.present  # until they are heard of
+        self.announcing.trains(self._lobby.present)
         self._folding = folding = self._folds(layout)
         model = folding.resume(number, kept.streams[number], kept.memory)
         current = self._open(model, number, kept.cohort)
@@ -178,20 +182,14 @@ class Rounds:
     def announce(self, site: str) -> None:
         """Tell a site of the global model, unless its update is in already."""
         current = self._round
-        if self._distribution is None or current is None:
+        if current is None:
             return
         if self.finished or (current.awaits(site) and not self.closing):
-            self._training.add(site)
-            self._distribution.announce(site)
+            self.announcing.tell(site)
 
-    def waits(self, site: str) -> None:
-        """Note that a site trains no more: it has handed in, or asks again."""
-        self._training.discard(site)
-
-    def serve(self, site: str, want: Want) -> None:
-        """Send what a site asks for of the global model."""
-        if self._distribution is not None:
-            self._distribution.serve(site, want)
+    def takes(self, site: str, message: ToServer | Chunk) -> bool:
+        """Take a message, if it is about how updates are combined."""
+        return self._folding is not None and self._folding.takes(site, message)
 
     def stale(self, site: str, round_number: int, *, repeated: bool) -> None:
         """Answer an offer that nobody waits for.
@@ -204,12 +202,11 @@ class Rounds:
         current = self._round
         if not repeated:
             self._observer(UpdateIgnored(site, round_number))
-        if current is None or self._distribution is None:
+        if current is None:
             return
         if round_number < current.number:  # it has not heard that the round is over
             if self.finished or site in current.cohort:
-                self._training.add(site)
-                self._distribution.announce(site)
+                self.announcing.tell(site)
         elif round_number > current.number:
             reason = ahead(site, round_number, current.number)
             self._send(site, Aborted(reason=reason))
@@ -239,7 +236,8 @@ class Rounds:
         if current is None or self.finished:
             return
         current.lose(site)
-        self._training.discard(site)
+        self._folding_of_it.lose(site)
+        self.announcing.waits(site)
         self._pass_on(current)
         last = current.number + 1 == self._plan.rounds
         none_follows = not last and len(self._lobby.present) < self._least
@@ -271,8 +269,8 @@ class Rounds:
         if current is None or not current.receive(site, number, offer.num_examples):
             self.stale(site, number, repeated=False)
             return
-        if offer.spooled and self._distribution is not None:
-            self._distribution.shared(site)
+        if offer.spooled:
+            self.announcing.shared(site)
         report = self._report.received(site, offer, staleness)
         self._keep(parcel, weights)
         self._receipts.commit(parcel, report)
@@ -287,7 +285,7 @@ class Rounds:
         )
 
     @property
-    def _folding_of_it(self) -> Folding:
+    def _folding_of_it(self) -> Folding | Swarm:
         assert self._folding is not None  # noqa: S101 - there is a model
         return self._folding
 
@@ -308,9 +306,10 @@ class Rounds:
                 current.lose(site)
         self._folding_of_it.advance(current)
         if current.complete:
-            self._receipts.closing = current.number
+            folding = self._folding_of_it
+            self._receipts.closing = None if folding.defers else current.number
             assert self._model is not None  # noqa: S101 - there is a round
-            self._folding_of_it.finish(self._model, partial(self._played, current))
+            folding.finish(current, self._model, partial(self._played, current))
 
     def tick(self) -> None:
         """End the round that is due, or say what it waits for; see `due`."""
@@ -325,6 +324,7 @@ class Rounds:
             self._failed(f"round {current.number}: {outcome}", "")
             return
         number, weights = current.number, current.num_examples
+        self._receipts.closing = number
         self._cohorts.learn(weights)
         record = self._report.record(current.cohort, weights, outcome)
         self._course.played(record)
@@ -347,7 +347,7 @@ class Rounds:
             for site in self._lobby.gone:
                 self._restoring.do_without(site, current)
             self._receipts.opened()
-            for site in sorted(self._lobby.present - self._training):
+            for site in self.announcing.waiting(self._lobby.present):
                 if not self._intake.sends(site):
                     self.announce(site)
             self._on_record.put(model, current, record, final=self.finished)
@@ -355,7 +355,7 @@ class Rounds:
             if before is not None:
                 self._worker.do_aside(before.discard_beside)
             if self.finished:
-                self._worker.do_aside(partial(sync, model.model.path))
+                self._worker.do_aside(model.sync)
             self._look_whether_it_waits(current)
             self._receipts.release()
 
@@ -376,12 +376,11 @@ class Rounds:
         cohort = () if self.finished else current.cohort
         for outdated in self._intake.begin(number, cohort, model.weights.layout, model):
             self._worker.do_aside(outdated.discard)
-        self._distribution = Distribution(
+        self.announcing.open(
             model,
             number,
             final=self.finished,
             counted=self._lobby.counted,
-            send=self._send,
             report=self._report,
         )
         return current

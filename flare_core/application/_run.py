@@ -30,7 +30,6 @@ from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
 from flare_core.communication import (
     INITIAL,
-    Aborted,
     Again,
     Bye,
     Checked,
@@ -46,11 +45,6 @@ from flare_core.communication import (
     Welcome,
 )
 from flare_core.federation import chosen, lora_rule
-
-_LOST = (
-    "the server knows nothing of site {site!r} in this run: it never joined, or the "
-    "run's folder was lost; start its script again"
-)
 
 
 @final
@@ -71,7 +65,6 @@ class Run:
         above: The server above, if this is that of a region.
 
     Attributes:
-        above: The same.
         lobby: Who takes part.
         result: How it went so far.
         over: Whether nothing more happens.
@@ -105,14 +98,20 @@ class Run:
         self._intake = Intake(plan, strategy, spool, share=share)
         self._opening = Opening(self.lobby, self._intake, send)
         self._course = Course(plan, spool, worker, observer)
-        self.above = above
         self._rounds = Rounds(
             plan,
             course=self._course,
             lobby=self.lobby,
             intake=self._intake,
             folds=partial(
-                folding, plan, spool, worker, above=above, opened=self.lobby.first
+                folding,
+                plan,
+                spool,
+                worker,
+                above=above,
+                lobby=self.lobby,
+                send=send,
+                reject=self._reject,
             ),
             worker=worker,
             ledger=ledger,
@@ -178,11 +177,13 @@ class Run:
 
     def receive(self, site: str, message: ToServer | Chunk) -> None:
         """Take a message of a site that has said hello."""
+        if self._rounds.takes(site, message):
+            return
         match message:
             case Chunk():
                 self._reject(self._intake.take(site, message))
             case Want() if site in self.lobby.present:
-                self._rounds.serve(site, message)
+                self._rounds.announcing.serve(site, message)
             case Offer():
                 self._offered(site, message)
             case Commit():
@@ -234,7 +235,7 @@ class Run:
         if site in self.lobby.present and join == self.lobby.joined[site]:
             self._say_again(site)
         elif reason := self.lobby.unwanted(site):  # it said hello before the others
-            self._send(site, Aborted(reason=reason))
+            self._guests.turn_away(site, reason)
         elif self._rounds.begun:
             self._join_later(site, join)
         elif known:  # the same site, with another model
@@ -282,7 +283,7 @@ class Run:
 
     def _say_again(self, site: str) -> None:
         """Answer a site that lost its connection, and perhaps an answer with it."""
-        self._rounds.waits(site)
+        self._rounds.announcing.waits(site)
         if self._rounds.begun:
             self._rounds.announce(site)
         else:
@@ -307,7 +308,7 @@ class Run:
             )
 
     def _offered(self, site: str, offer: Offer) -> None:
-        self._rounds.waits(site)
+        self._rounds.announcing.waits(site)
         if self._intake.awaits(site, offer):
             if offer.spooled:
                 self._arrived(self._intake.spooled(site, offer), offer.spooled)
@@ -319,7 +320,7 @@ class Run:
         else:
             self._observer(UpdateIgnored(site, offer.round_number))
             if site not in self.lobby.joined:
-                self._send(site, Aborted(reason=_LOST.format(site=site)))
+                self._guests.lost(site)
 
     def _commit(self, site: str, commit: Commit) -> None:
         parcel = self._intake.commit(site, commit)

@@ -92,6 +92,7 @@ class Stage:
             lambda job: post(lambda: self._deliver(job)), num_threads=num_threads
         )
         self._ledger = Ledger(self._worker, self._archive)
+        self._above = None if above is None else Above(above)
         self.run = Run(
             Welcome(plan=plan, run=name, ping_s=ping_s),
             spool=self._files,
@@ -102,7 +103,7 @@ class Stage:
             observer=observer,
             preflight=preflight,
             patient=lasting,
-            above=None if above is None else Above(above),
+            above=self._above,
         )
 
     def open(self, endpoint: str) -> None:
@@ -203,8 +204,8 @@ class Stage:
 
         The folder is removed, unless the run is to go on with the next server.
         """
-        if self.run.above is not None:
-            self._part(self.run.above)
+        if self._above is not None:
+            self._part(self._above)
         self._worker.close()
         self.run.close()
         if self._store is not None:

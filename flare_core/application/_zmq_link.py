@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar, final
 
 import msgspec
-import xxhash
 
 from flare_core._errors import (
     FlareError,
@@ -30,21 +29,23 @@ from flare_core._model import (
 from flare_core._plan import Encoding, Plan
 from flare_core._site import Site
 from flare_core.application._edge import Edge, plain
+from flare_core.application._envelope import Envelope, facts_of
+from flare_core.application._fetching import Fetching
 from flare_core.application._gate import Gate
 from flare_core.application._link import Proposal
-from flare_core.application._mirror import Mirror, Mirrors
 from flare_core.application._secured import own_keys, remember, secured_as
 from flare_core.application._spool import Spool
+from flare_core.application._turn import take_turn
 from flare_core.communication import (
     INITIAL,
     SHORT_BYTES,
     Aborted,
     Bye,
     Checked,
+    Combine,
     Courier,
     Frame,
     Hello,
-    Incoming,
     Join,
     Leave,
     Offer,
@@ -53,10 +54,10 @@ from flare_core.communication import (
     Start,
     Summand,
     ToSite,
+    Unfit,
     Welcome,
-    file_bytes,
     fill_file,
-    mapped,
+    pack,
     unpack,
     write_file,
 )
@@ -77,7 +78,6 @@ class ZmqLink:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._gate = Gate(site)
-        self._mirrors = Mirrors()
         self._spool: Spool | None = None
         self._put = INITIAL
         self._courier: Courier | None = None
@@ -85,6 +85,8 @@ class ZmqLink:
         self._fingerprint = self._run = ""
         self._edge = Edge(site, Encoding(), run="")
         self._layout = Layout(())
+        self._envelope: Envelope | None = None
+        self._fetching: Fetching | None = None
 
     @property
     def run(self) -> str:
@@ -115,6 +117,9 @@ class ZmqLink:
             self._edge = Edge(self._site, welcome.plan.encoding, run=welcome.run)
             if self._site.spool:
                 self._spool = Spool(Path(self._site.spool, welcome.run))
+            self._fetching = Fetching(
+                self._site.name, self._edge, self._spool, lambda: self._connected
+            )
         return self._plan
 
     def join(self, proposal: Proposal) -> GlobalModel:
@@ -124,7 +129,7 @@ class ZmqLink:
             PreflightPassed: If the server only wanted to compare.
             PolicyError: If a tensor must not leave.
         """
-        answer = self._join(proposal)
+        answer = self._after_turns(self._join(proposal))
         if isinstance(answer, Checked):
             self._gate.ended("the pre-flight is over")
             self._close()  # the server has ended: there is no good-bye to wait for
@@ -140,7 +145,7 @@ class ZmqLink:
         Raises:
             PolicyError: If a tensor must not leave.
         """
-        start = self._sure(self._join(proposal), Start)
+        start = self._sure(self._after_turns(self._join(proposal)), Start)
         if start.round_number > update.round_number:
             _log.info(
                 "site %r goes on in round %d", self._site.name, start.round_number
@@ -156,11 +161,18 @@ class ZmqLink:
             self._fetch(start)  # what the update is told against
         return self.exchange(update)
 
-    def exchange(self, update: Update) -> GlobalModel:
+    def exchange(
+        self, update: Update, *, summands: Sequence[Summand] = (), weight: float = 0.0
+    ) -> GlobalModel:
         """Hand in an update and return the next global model.
 
         Its memory is used again once nothing looks at its arrays any more, unless it
         is that of a file which the site shares with the server.
+
+        Args:
+            update: It.
+            summands: What is in it, in order, if it is the sum of a region's updates.
+            weight: How much that weighs together.
 
         Raises:
             PolicyError: If the site's policy does not allow it to leave.
@@ -170,27 +182,6 @@ class ZmqLink:
             round_number=update.round_number,
             num_examples=update.num_examples,
             num_steps=update.num_steps,
-            metrics=dict(update.metrics),
-            global_metrics=dict(update.global_metrics),
-        )
-
-    def hand_in_sum(
-        self, update: Update, summands: Sequence[Summand], weight: float
-    ) -> GlobalModel:
-        """Hand in the sum of a region's updates, as `exchange` does an update.
-
-        Args:
-            update: The sum, and what there is to say of all together.
-            summands: What is in it, in order.
-            weight: How much that weighs together.
-
-        Raises:
-            PolicyError: If the region's policy does not allow it to leave.
-        """
-        return self._hand_in(
-            update.weights,
-            round_number=update.round_number,
-            num_examples=update.num_examples,
             metrics=dict(update.metrics),
             global_metrics=dict(update.global_metrics),
             summands=tuple(summands),
@@ -226,8 +217,12 @@ class ZmqLink:
         self._layout = proposal.weights.layout
         with self._within_policy():
             self._gate.join(self._layout)
+        layout = self._layout
+        if self._plan is not None and self._plan.sealed:
+            self._envelope = Envelope(self._site, self._run, layout)
         request = Join(
-            layout=self._layout,
+            layout=layout if self._envelope is None else self._envelope.layout,
+            sealed="" if self._envelope is None else layout.hash,
             plan=self._fingerprint,
             base=proposal.base,
             schedule=proposal.schedule,
@@ -235,7 +230,7 @@ class ZmqLink:
             horizon=proposal.horizon,
             scales=dict(proposal.scales),
         )
-        return self._connected.ask(request, Propose, Start, Checked)
+        return self._connected.ask(request, Propose, Start, Checked, Combine)
 
     @property
     def _connected(self) -> Courier:
@@ -261,9 +256,13 @@ class ZmqLink:
         leaving = plain(weights) if summands else self._edge.leaving(weights)
         with self._within_policy():
             self._gate.leaving(round_number, weights.layout, leaving.bodies)
+        frames = leaving.frames
+        if self._envelope is not None:
+            facts = facts_of(num_examples, num_steps, global_metrics or {})
+            frames = pack(self._envelope.leaving(frames, round_number, facts))
         offer = Offer(
             stream=_random(),
-            num_bytes=sum(len(frame) for frame in leaving.frames),
+            num_bytes=sum(len(frame) for frame in frames),
             round_number=round_number,
             num_examples=num_examples,
             num_steps=num_steps,
@@ -274,23 +273,60 @@ class ZmqLink:
             summands=summands,
             weight=weight,
         )
-        start = self._sure(self._offer(offer, leaving.frames), Start)
+        answer = self._after_turns(self._offer(offer, frames))
+        start = self._sure(answer, Start)
         self._edge.accepted()
         return self._fetch(start)
 
     def _offer(self, offer: Offer, frames: Sequence[Frame]) -> ToSite | None:
         """Send weights, or put them where the server finds them."""
         spool, number = self._spool, offer.round_number
-        short = file_bytes(self._layout) <= SHORT_BYTES
+        short = offer.num_bytes <= SHORT_BYTES
         if spool is None or not spool.is_there or short:
-            return self._connected.send(offer, frames, Start)
+            return self._connected.send(offer, frames, Start, Combine)
         path = spool.update(self._site.name, encoded=bool(offer.base))
         # one of the same round may be read already, and a first one be published
         write = write_file if number == self._put else fill_file
         self._put = number
         digest = write(path, offer.num_bytes, frames)
         offer = msgspec.structs.replace(offer, spooled=digest)
-        return self._connected.ask(offer, Start)
+        return self._connected.ask(offer, Start, Combine)
+
+    def _after_turns(self, answer: ToSite | None) -> ToSite | None:
+        """Combine updates as long as it is this site's turn; return what comes then."""
+        while isinstance(answer, Combine):
+            answer = self._combine(answer)
+        return answer
+
+    def _combine(self, combine: Combine) -> ToSite | None:
+        """Hand in the next global model; return what answers it."""
+        plan, envelope, number = self._plan, self._envelope, combine.model.round_number
+        if plan is None or envelope is None or self._fetching is None:
+            msg = "the server asks to combine updates, in a run that is not sealed"
+            raise ProtocolError(msg)
+        made = take_turn(
+            combine,
+            plan=plan,
+            layout=self._layout,
+            envelope=envelope,
+            fetching=self._fetching,
+            folder=Path(self._site.folder or "."),
+        )
+        if isinstance(made, Unfit):
+            return self._connected.ask(made, Start, Combine)
+        if not isinstance(made, ModelState):
+            return made
+        leaving = plain(made)
+        with self._within_policy():
+            self._gate.leaving(number, made.layout, leaving.bodies)
+        frames = pack(envelope.model(leaving.frames, number + 1))
+        offer = Offer(
+            stream=_random(),
+            num_bytes=sum(len(frame) for frame in frames),
+            round_number=number,
+            combines=combine.token,
+        )
+        return self._connected.send(offer, frames, Start, Combine)
 
     def _offer_other(self, layout: Layout, round_number: int) -> None:
         """Have the server refuse weights of another layout, by name; send none."""
@@ -301,12 +337,16 @@ class ZmqLink:
 
     def _fetch(self, start: Start) -> GlobalModel:
         """Receive a global model, or the next one if it is gone meanwhile."""
+        assert self._fetching is not None  # noqa: S101 - it has the plan
         while True:
-            got = self._received(start)
+            got = self._fetching.model(start)
             if isinstance(got, memoryview):
                 break
-            start = self._sure(got, Start)
-        weights = unpack(got, classes=self._layout.classes)
+            start = self._sure(self._after_turns(got), Start)
+        if self._envelope is None:
+            weights = unpack(got, classes=self._layout.classes)
+        else:
+            weights = self._envelope.opened(got, start.round_number)
         self._edge.arrived(start.stream, weights)
         if start.final:
             self._edge.ended()
@@ -316,46 +356,6 @@ class ZmqLink:
             final=start.final,
             counted=start.counted,
         )
-
-    def _received(self, start: Start) -> memoryview | ToSite:
-        """Return the file of a global model, or what came instead."""
-        shared = self._shared(start)
-        if shared is not None:
-            return shared
-        mirror = self._mirrors.take(start.num_bytes)
-        if len(start.short) == start.num_bytes:
-            mirror.write(0, [start.short])
-            return mirror.file
-        delta = self._edge.short_cut(start)
-        if delta is not None:
-            encoded = self._mirrors.take(delta.num_bytes)
-            bad_news = self._stream(delta.stream, encoded)
-            if bad_news is not None:
-                return bad_news
-            mirror.write_all(self._edge.decoded(encoded.file))
-            if xxhash.xxh3_128(mirror.file).digest() == start.stream:
-                return mirror.file
-            _log.warning(
-                "site %r: the delta of round %d gave another model than the server's; "
-                "fetching the whole one",
-                self._site.name,
-                start.round_number,
-            )
-        return self._stream(start.stream, mirror) or mirror.file
-
-    def _shared(self, start: Start) -> memoryview | None:
-        """Return the file of a global model that lies in a spool on this machine."""
-        if self._spool is None or len(start.short) == start.num_bytes:
-            return None
-        try:
-            return mapped(self._spool.model(start.stream), private=True)
-        except OSError as exc:  # it is on another machine, or the round has gone on
-            _log.info("site %r fetches the global model: %s", self._site.name, exc)
-            return None
-
-    def _stream(self, stream: bytes, mirror: Mirror) -> ToSite | None:
-        incoming = Incoming(len(mirror.file), mirror.write)
-        return self._connected.fetch(stream, incoming)
 
     @contextmanager
     def _within_policy(self) -> Generator[None]:

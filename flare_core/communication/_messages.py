@@ -22,6 +22,10 @@
 A site that shares the server's spool writes its update there, and its `Offer` says so:
 `Committed` is the next word.  It finds the file of a global model there, too.
 
+Where the sites combine their updates themselves, `Combine` says so to one of them, in
+the place of `Start`.  It wants the streams that are named there, and its next `Offer`
+is the next global model, or it says `Unfit`.
+
 Each further round begins with the site's next `Offer`.  A site that is not invited to a
 round hears nothing of it: its next `Start` may be some rounds on, or the final one.
 `Refused` and `Aborted` can answer anything, and `Notice` may come at any time; `Ping`
@@ -93,6 +97,7 @@ class Join(_Message, frozen=True):
         horizon: What the script's own loop is set to, in words.
         scales: By which LoRA weights are multiplied at the site, by the name of the
             second factor.
+        sealed: The hash of the layout in what it exchanges, if that is sealed.
     """
 
     layout: Layout
@@ -102,6 +107,7 @@ class Join(_Message, frozen=True):
     stays: tuple[TensorSpec, ...] = ()
     horizon: str = ""
     scales: dict[str, float] = {}
+    sealed: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class Summand(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +150,8 @@ class Offer(_Message, frozen=True):
         summands: Whose updates are in it, in their order, if it is a region's sum and
             not one update: its tensors are in the types of sums.
         weight: How much these weigh together, as it was added up there.
+        combines: What was to be combined, if it is the next global model: the token of
+            the server's `Combine`.
     """
 
     stream: StreamId
@@ -160,6 +168,7 @@ class Offer(_Message, frozen=True):
     spooled: StreamId | None = None
     summands: tuple[Summand, ...] = ()
     weight: float = 0.0
+    combines: bytes = b""
 
     @property
     def is_short(self) -> bool:
@@ -191,6 +200,20 @@ class Commit(_Message, frozen=True):
 
     stream: StreamId
     digest: StreamId
+
+
+class Unfit(_Message, frozen=True):
+    """What was to be combined cannot be: some updates are ill, or all together.
+
+    Attributes:
+        combines: The token of the server's `Combine`.
+        refusals: Of each update that is ill.
+        reason: Why nothing comes of the others; empty if only updates are ill.
+    """
+
+    combines: StreamId
+    refusals: tuple[Refusal, ...] = ()
+    reason: str = ""
 
 
 class Leave(_Message, frozen=True):
@@ -290,6 +313,40 @@ class Start(_Message, frozen=True):
     counted: int = INITIAL
 
 
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """An update that is to be combined with others.
+
+    Attributes:
+        site: Whose it is.
+        stream: Its bytes, to be asked for.
+        num_bytes: Their number.
+        num_examples: As in the site's offer.
+        num_steps: Likewise.
+        global_metrics: Likewise.
+    """
+
+    site: SiteName
+    stream: StreamId
+    num_bytes: NumBytes
+    num_examples: int
+    num_steps: int = 0
+    global_metrics: dict[str, float] = {}
+
+
+class Combine(_Message, frozen=True):
+    """Make the next global model of these updates: it is this site's turn.
+
+    Attributes:
+        token: Names what is to be combined.
+        model: The global model that the round started from.
+        parts: The updates, in their order.
+    """
+
+    token: StreamId
+    model: Start
+    parts: tuple[Part, ...]
+
+
 class Refused(_Message, frozen=True):
     """Something of this site is not accepted."""
 
@@ -376,13 +433,16 @@ class Chunk:
     frames: Sequence[Frame]
 
 
-ToServer: TypeAlias = Hello | Join | Offer | Want | Commit | Leave | Ping | Pong | Ask
+ToServer: TypeAlias = (
+    Hello | Join | Offer | Want | Commit | Unfit | Leave | Ping | Pong | Ask
+)
 ToSite: TypeAlias = (
     Welcome
     | Propose
     | Want
     | Committed
     | Start
+    | Combine
     | Refused
     | Aborted
     | Checked

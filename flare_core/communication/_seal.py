@@ -20,7 +20,7 @@ they are one.
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import final
+from typing import TypeVar, final
 
 import msgspec
 import numpy as np
@@ -41,6 +41,7 @@ _TAG_BYTES = 16
 _CHUNK_BYTES = 1 << 20
 _FORMAT = 1
 _DERIVED = b"flare group key: "
+_Chunk = TypeVar("_Chunk", bytes, memoryview)
 
 
 class Sealed(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +142,7 @@ class GroupKey:
         if found != wanted:
             msg = f"a sealed {_words(found)}, where a {_words(wanted)} was expected"
             raise ProtocolError(msg)
-        data = memoryview(np.ascontiguousarray(row)).cast("B")
+        data = memoryview(row.tobytes())
         header = bytes(data[:_HEADER_BYTES])
         salt = bytes(data[_HEADER_BYTES : _HEADER_BYTES + _SALT_BYTES])
         cipher = self._cipher(header, salt, facts)
@@ -220,8 +221,8 @@ def _chunks(pieces: Sequence[memoryview]) -> Iterator[bytes]:
 
 
 def _numbered(
-    chunks: Iterator[bytes] | Iterator[memoryview], num_bytes: int
-) -> Iterator[tuple[bytes, bytes | memoryview]]:
+    chunks: Iterator[_Chunk], num_bytes: int
+) -> Iterator[tuple[bytes, _Chunk]]:
     """Yield each chunk with its nonce: its number, and whether it is the last one."""
     last = max(1, -(-num_bytes // _CHUNK_BYTES)) - 1
     for number, chunk in enumerate(chunks):

@@ -19,6 +19,7 @@ from flare_core.communication._messages import (
     Bye,
     Checked,
     Chunk,
+    Combine,
     Commit,
     Committed,
     Hello,
@@ -104,7 +105,7 @@ class Session:
         """Ask for a stream."""
         self._stream = stream
         self._incoming = incoming
-        self._wanted = (Start, *_NOTHING)  # another one, if it is gone
+        self._wanted = (Start, Combine, *_NOTHING)  # another one, if it is gone
         self._want(incoming)
 
     def give_up(self) -> None:

@@ -86,6 +86,31 @@ def differing_scales(
             )
 
 
+def differing_seals(seals: Mapping[str, str], reference: str = "") -> Iterator[Refusal]:
+    """Yield each site whose sealed model has another layout than a reference's.
+
+    Args:
+        seals: Hash of the layout, by site; empty where nothing is sealed.
+        reference: A site; by default the first one by name.
+    """
+    reference = reference or min(seals)
+    for site in sorted(seals):
+        if seals[site] != seals[reference]:
+            yield Refusal(
+                reason="layout",
+                site=site,
+                what="layout of the sealed model",
+                expected=f"{_hash(seals[reference])} as at site {reference!r}",
+                got=_hash(seals[site]),
+                advice="do all sites exchange the same tensors of the same model? the "
+                "server cannot see which of them differ",
+            )
+
+
+def _hash(layout: str) -> str:
+    return f"hash {layout[:12]}" if layout else "nothing sealed"
+
+
 def differing_schedules(
     schedules: Mapping[str, str], reference: str = ""
 ) -> Iterator[Refusal]:

@@ -84,6 +84,14 @@ def chosen(plan: Plan) -> tuple[Strategy, Aggregation]:
     if complaint:
         msg = f"aggregation {plan.aggregation.name!r} {complaint}"
         raise ConfigurationError(msg)
+    if plan.sealed and (strategy.moments or rule.follows):
+        msg = (
+            f"strategy {plan.strategy.name!r} with aggregation "
+            f"{plan.aggregation.name!r} remembers something from round to round, and "
+            "with topology.name = 'swarm' another site goes on each time: take a "
+            "strategy without memory, such as fedavg, or another topology"
+        )
+        raise ConfigurationError(msg)
     return strategy, rule
 
 

@@ -96,6 +96,11 @@ class Round:
             self._missing.remove(site)
             self._given_up.add(site)
 
+    def withdraw(self, site: str) -> None:
+        """Give up a site that has answered: its answer is of no use."""
+        if self._num_examples.pop(site, None) is not None:
+            self._given_up.add(site)
+
     def invite(self, site: str) -> None:
         """Invite a site that comes late, or again; one that has answered, has.
 

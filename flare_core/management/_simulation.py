@@ -25,6 +25,7 @@ from flare_core.application import (
     SiteJoined,
     SiteRefused,
 )
+from flare_core.communication import GroupKey
 from flare_core.management._failure import SiteFailedError, last_words
 from flare_core.management._forks import Forks
 from flare_core.management._processes import (
@@ -43,6 +44,7 @@ from flare_core.management._processes import (
 _log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 10.0
+_GROUP_KEY = "group.key"
 """How long a site that failed may take to end; its traceback comes last."""
 _NEVER_JOINED = (
     "its script ended without joining: does it train with Lightning, the Hugging Face "
@@ -199,6 +201,9 @@ class Simulation:
 
     def _start_sites(self, server: Server, start: Callable[[Command], Started]) -> None:
         where = {"server": server.endpoint, "spool": str(server.spool.absolute())}
+        if self._plan.sealed:
+            where["group_key"] = _GROUP_KEY
+            (self._folder / _GROUP_KEY).write_text(GroupKey.new().text())
         for site in self._sites:
             command = simulated(
                 self._script,

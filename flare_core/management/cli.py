@@ -52,6 +52,7 @@ from flare_core.management._processes import Script
 from flare_core.management._replay_command import replay_command
 from flare_core.management._run_commands import run_app
 from flare_core.management._run_folder import fresh_folder
+from flare_core.management._seal_commands import group_key, unseal
 from flare_core.management._server_commands import roles, server_app, status
 from flare_core.management._site_commands import site_app
 from flare_core.management._strategies import strategies
@@ -82,6 +83,8 @@ for _name, _one_command in (
     ("members", members),
     ("revoke", revoke),
     ("rotate", rotate),
+    ("group-key", group_key),
+    ("unseal", unseal),
     ("replay", replay_command),
 ):
     app.command(_name)(_one_command)

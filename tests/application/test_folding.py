@@ -120,7 +120,7 @@ def _hand_in(folding: Folding, current: Round, site: str) -> None:
 
 def _finished(folding: Folding, model: Publication) -> Publication:
     outcomes: list[Publication | str] = []
-    folding.finish(model, outcomes.append)
+    folding.finish(Round(0, (), quorum=1), model, outcomes.append)
     (outcome,) = outcomes
     assert isinstance(outcome, Publication)
     return outcome
