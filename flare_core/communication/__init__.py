@@ -2,6 +2,7 @@
 
 from flare_core.communication._control import Control
 from flare_core.communication._courier import Courier
+from flare_core.communication._desk_messages import Answer, Ask, Denied, Notice, Renew
 from flare_core.communication._encodings import (
     Encoded,
     Residual,
@@ -24,8 +25,6 @@ from flare_core.communication._messages import (
     PROTOCOL,
     Aborted,
     Again,
-    Answer,
-    Ask,
     Bye,
     Checked,
     Chunk,
@@ -33,18 +32,15 @@ from flare_core.communication._messages import (
     Commit,
     Committed,
     Delta,
-    Denied,
     Hello,
     Join,
     Leave,
-    Notice,
     Offer,
     Part,
     Ping,
     Pong,
     Propose,
     Refused,
-    Renew,
     Start,
     Summand,
     ToServer,

@@ -13,11 +13,7 @@ from flare_core._errors import (
     RequestDeniedError,
     ServerUnreachableError,
 )
-from flare_core.communication._messages import (
-    Answer,
-    Ask,
-    Denied,
-)
+from flare_core.communication._desk_messages import Answer, Ask, Denied
 from flare_core.communication._requests import Request
 from flare_core.communication._safetensors import Frame
 from flare_core.communication._wire import decode_to_site, encode

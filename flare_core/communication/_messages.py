@@ -45,29 +45,23 @@ from flare_core._errors import Refusal
 from flare_core._model import Layout, TensorSpec
 from flare_core._plan import Plan, Schedule
 from flare_core._site import SiteName
+from flare_core.communication._desk_messages import (
+    Answer,
+    Ask,
+    Denied,
+    Notice,
+    Renew,
+)
 from flare_core.communication._safetensors import Frame
-from flare_core.communication._streams import SHORT_BYTES
+from flare_core.communication._sentence import NumBytes, Sentence, Short, StreamId
 
 PROTOCOL = 8
 """Raised with every change that an older peer would misread."""
 INITIAL = -1
 """Stands for the round of the weights that a run starts from."""
 
-NumBytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
-StreamId: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-"""Of an upload: random, its nonce.  Of a global model: the XXH3-128 of its bytes."""
-ServerKey: TypeAlias = Annotated[
-    str, msgspec.Meta(pattern=r"^([0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40})?\Z")
-]
-"""A public key in Z85, or none; sites write it into their site files, as it is."""
-Short: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=SHORT_BYTES)]
 
-
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One sentence; its class name travels as the tag."""
-
-
-class Hello(_Message, frozen=True):
+class Hello(Sentence, frozen=True):
     """A site introduces itself.
 
     Attributes:
@@ -85,7 +79,7 @@ class Hello(_Message, frozen=True):
     protocol: int = PROTOCOL
 
 
-class Join(_Message, frozen=True):
+class Join(Sentence, frozen=True):
     """A site says what it would exchange, and what stays.
 
     Attributes:
@@ -106,7 +100,7 @@ class Join(_Message, frozen=True):
     schedule: Schedule = Schedule()
     stays: tuple[TensorSpec, ...] = ()
     horizon: str = ""
-    scales: dict[str, float] = {}
+    scales: dict[str, float] = msgspec.field(default_factory=dict)
     sealed: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
@@ -125,11 +119,11 @@ class Summand(msgspec.Struct, frozen=True, kw_only=True):
     site: SiteName
     num_examples: int
     num_steps: int = 0
-    global_metrics: dict[str, float] = {}
+    global_metrics: dict[str, float] = msgspec.field(default_factory=dict)
     squared_norm: float = 0.0
 
 
-class Offer(_Message, frozen=True):
+class Offer(Sentence, frozen=True):
     """A site has weights to send.
 
     Attributes:
@@ -159,8 +153,8 @@ class Offer(_Message, frozen=True):
     round_number: int
     num_examples: int = 0
     num_steps: int = 0
-    metrics: dict[str, float] = {}
-    global_metrics: dict[str, float] = {}
+    metrics: dict[str, float] = msgspec.field(default_factory=dict)
+    global_metrics: dict[str, float] = msgspec.field(default_factory=dict)
     base: bytes = b""
     error: float = 0.0
     layout: Layout | None = None
@@ -176,7 +170,7 @@ class Offer(_Message, frozen=True):
         return len(self.short) == self.num_bytes
 
 
-class Want(_Message, frozen=True):
+class Want(Sentence, frozen=True):
     """Send these bytes of a stream.
 
     Attributes:
@@ -190,7 +184,7 @@ class Want(_Message, frozen=True):
     stop: NumBytes
 
 
-class Commit(_Message, frozen=True):
+class Commit(Sentence, frozen=True):
     """All bytes of a stream were sent.
 
     Attributes:
@@ -202,7 +196,7 @@ class Commit(_Message, frozen=True):
     digest: StreamId
 
 
-class Unfit(_Message, frozen=True):
+class Unfit(Sentence, frozen=True):
     """What was to be combined cannot be: some updates are ill, or all together.
 
     Attributes:
@@ -216,7 +210,7 @@ class Unfit(_Message, frozen=True):
     reason: str = ""
 
 
-class Leave(_Message, frozen=True):
+class Leave(Sentence, frozen=True):
     """A site goes.
 
     Attributes:
@@ -230,7 +224,7 @@ class Leave(_Message, frozen=True):
     failed: bool = False
 
 
-class Ping(_Message, frozen=True):
+class Ping(Sentence, frozen=True):
     """I am here.
 
     Attributes:
@@ -240,19 +234,7 @@ class Ping(_Message, frozen=True):
     answer: bool = True
 
 
-class Ask(_Message, frozen=True):
-    """Somebody wants something that is no part of a run.
-
-    Attributes:
-        number: Counts his requests, so that an answer is known.
-        request: What he wants, in msgpack; see `decode_request`.
-    """
-
-    number: NumBytes
-    request: msgspec.Raw
-
-
-class Welcome(_Message, frozen=True):
+class Welcome(Sentence, frozen=True):
     """The plan of the run, and how to take part.
 
     Attributes:
@@ -266,17 +248,17 @@ class Welcome(_Message, frozen=True):
     ping_s: Annotated[float, msgspec.Meta(gt=0)] = 15.0
 
 
-class Propose(_Message, frozen=True):
+class Propose(Sentence, frozen=True):
     """Send your weights: the run starts from them."""
 
 
-class Committed(_Message, frozen=True):
+class Committed(Sentence, frozen=True):
     """A stream has arrived, and counts whatever happens to the server."""
 
     stream: StreamId
 
 
-class Delta(_Message, frozen=True):
+class Delta(Sentence, frozen=True):
     """Another way to a global model, for who has an earlier one.
 
     Attributes:
@@ -290,7 +272,7 @@ class Delta(_Message, frozen=True):
     num_bytes: NumBytes
 
 
-class Start(_Message, frozen=True):
+class Start(Sentence, frozen=True):
     """A global model is out.
 
     Attributes:
@@ -330,10 +312,10 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     num_bytes: NumBytes
     num_examples: int
     num_steps: int = 0
-    global_metrics: dict[str, float] = {}
+    global_metrics: dict[str, float] = msgspec.field(default_factory=dict)
 
 
-class Combine(_Message, frozen=True):
+class Combine(Sentence, frozen=True):
     """Make the next global model of these updates: it is this site's turn.
 
     Attributes:
@@ -347,74 +329,32 @@ class Combine(_Message, frozen=True):
     parts: tuple[Part, ...]
 
 
-class Refused(_Message, frozen=True):
+class Refused(Sentence, frozen=True):
     """Something of this site is not accepted."""
 
     refusal: Refusal
 
 
-class Aborted(_Message, frozen=True):
+class Aborted(Sentence, frozen=True):
     """The run ends here, for all."""
 
     reason: str
 
 
-class Checked(_Message, frozen=True):
+class Checked(Sentence, frozen=True):
     """The pre-flight is over and went well."""
 
 
-class Bye(_Message, frozen=True):
+class Bye(Sentence, frozen=True):
     """The leave was noted."""
 
 
-class Pong(_Message, frozen=True):
+class Pong(Sentence, frozen=True):
     """I am here."""
 
 
-class Again(_Message, frozen=True):
+class Again(Sentence, frozen=True):
     """Say hello, and what is open, once more: the server has lost it."""
-
-
-class Notice(_Message, frozen=True):
-    """Something that whoever looks after a site will want to know.
-
-    Attributes:
-        words: What it is.
-    """
-
-    words: str
-
-
-class Renew(_Message, frozen=True):
-    """The server will have another key soon.
-
-    Attributes:
-        key: The public one, in Z85.
-    """
-
-    key: ServerKey
-
-
-class Answer(_Message, frozen=True):
-    """What was asked for.
-
-    Attributes:
-        number: Of the request.
-        reply: In msgpack; what it is depends on the request.
-        renew: The server's next public key, if it will have another one soon.
-    """
-
-    number: NumBytes
-    reply: msgspec.Raw
-    renew: ServerKey = ""
-
-
-class Denied(_Message, frozen=True):
-    """What was asked for will not be done, and why."""
-
-    number: NumBytes
-    reason: str
-    renew: ServerKey = ""
 
 
 @final

@@ -12,6 +12,7 @@ from typing import TypeAlias, final
 import msgspec
 
 from flare_core._errors import ProtocolError
+from flare_core.communication._desk_messages import Notice, Renew
 from flare_core.communication._messages import (
     INITIAL,
     Aborted,
@@ -23,13 +24,11 @@ from flare_core.communication._messages import (
     Commit,
     Committed,
     Hello,
-    Notice,
     Offer,
     Ping,
     Pong,
     Propose,
     Refused,
-    Renew,
     Start,
     ToServer,
     ToSite,
