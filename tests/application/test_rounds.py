@@ -11,6 +11,7 @@ import pytest
 from blake3 import blake3
 
 import flare_core as flare
+from drawn import from_bits, to_bits
 from flare_core._model import Array, all_finite
 from flare_core.application import (
     Event,
@@ -24,7 +25,6 @@ from flare_core.application import (
 )
 from flare_core.communication import pack
 from site_scripts import WAIT_S, Local, Turns, Watch, add, model, plan, play
-from strategies import from_bits, to_bits
 from support import RunServer, SiteFile
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as numpy_arrays
 
+from drawn import from_bits, states, to_bits
 from flare_core import DTYPES, ModelState, TensorClass, TensorSpec
 from flare_core._model import Array, all_finite, rounded_once
 from flare_core.communication._encodings import (
@@ -26,7 +27,6 @@ from flare_core.communication._encodings import (
 from flare_core.communication._encodings._room import Room
 from flare_core.communication._encodings._sum import put_sum
 from inspection import loaded_by
-from strategies import from_bits, states, to_bits
 
 ENCODINGS = ("bf16", "int4", "int8", "topk", "xor")
 LOSSY = ENCODINGS[:-1]

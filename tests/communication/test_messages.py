@@ -3,6 +3,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from drawn import states
 from flare_core import Layout, ModelState, Plan, ProtocolError, Refusal, TensorSpec
 from flare_core._local import FedProx, Plain
 from flare_core._plan import (
@@ -39,7 +40,6 @@ from flare_core.communication import (
     decode_to_site,
     encode,
 )
-from strategies import states
 
 _COUNTS = st.integers(1, 2**32)
 _METRICS = st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3)

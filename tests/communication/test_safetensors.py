@@ -11,9 +11,9 @@ import safetensors.numpy
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from drawn import from_bits, states, to_bits
 from flare_core import DTYPES, ModelState, ProtocolError
 from flare_core.communication import file_bytes, header, header_bytes, pack, unpack
-from strategies import from_bits, states, to_bits
 
 _deserialize: Callable[[bytes], Any] = safetensors.deserialize
 _KNOWN_TO_NUMPY = tuple(code for code in DTYPES if DTYPES[code].isbuiltin == 1)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as numpy_arrays
 
 from averaging import mean_of
+from drawn import from_bits, states, to_bits
 from flare_core import DTYPES, ModelState, TensorClass
 from flare_core._model import Array, all_finite, bits_of, rounded_once
 from flare_core.federation import Fold
 from flare_core.federation._fold import PART_ELEMENTS
-from strategies import from_bits, states, to_bits
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

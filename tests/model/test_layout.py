@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drawn import states
 from flare_core import Layout, ModelState, TensorClass, TensorSpec
-from strategies import states
 
 
 @given(states(), st.data())

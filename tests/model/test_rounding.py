@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drawn import from_bits
 from flare_core import DTYPES
 from flare_core._model import Array, bits_of, rounded_once
-from strategies import from_bits
 
 SMALL = [code for code in DTYPES if code[0] == "F" and bits_of(code) <= 8]
 SIXTEEN = ["F16", "BF16"]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drawn import arrays, from_bits, to_bits
 from flare_core import DTYPES, ModelState, TensorClass
 from flare_core._model import Array, bits_of
-from strategies import arrays, from_bits, to_bits
 
 
 @given(st.dictionaries(st.text(max_size=5), arrays()))
