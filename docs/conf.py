@@ -17,7 +17,7 @@ import flare_core.application
 from flare_core.management._described import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tables import choices_page, roles_table, settings_table
+from tables import choices_page, pairs_table, roles_table, settings_table
 
 project = "flare-adapters"
 author = "the flare-adapters contributors"
@@ -122,6 +122,14 @@ class RolesTable(_Table):
         return self._parsed(roles_table())
 
 
+class PairsTable(_Table):
+    """``{pairs}``: what in a plan does not go together."""
+
+    def run(self) -> list[Node]:
+        """Return the table."""
+        return self._parsed(pairs_table())
+
+
 class ChoicesPage(_Table):
     """``{choices} strategy``: what is installed for a table, with the settings."""
 
@@ -136,5 +144,6 @@ def setup(app: Sphinx) -> None:
     """Connect what is defined here."""
     app.add_directive("settings", SettingsTable)
     app.add_directive("roles", RolesTable)
+    app.add_directive("pairs", PairsTable)
     app.add_directive("choices", ChoicesPage)
     app.connect("autodoc-process-signature", _readable)

@@ -5,8 +5,16 @@ a setting: then the documentation is not built.
 """
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
-from flare_core.federation import AGGREGATIONS, STRATEGIES, Strategy
+from flare_core._pairs import PLAN_PAIRS, Pair
+from flare_core.federation import (
+    AGGREGATIONS,
+    LORA_PAIRS,
+    PAIRS,
+    STRATEGIES,
+    Strategy,
+)
 from flare_core.management._deployment import MAY, ROLES
 from flare_core.management._described import Row
 from flare_core.management._strategies import Described, installed
@@ -30,6 +38,17 @@ def roles_table() -> str:
         for act, may in MAY.items()
     ]
     head = [f"| | {' | '.join(ROLES)} |", "|---" * (len(ROLES) + 1) + "|"]
+    return "\n".join([*head, *lines])
+
+
+def pairs_table() -> str:
+    """Return what in a plan does not go together, as it is looked at."""
+    pairs: list[Pair[Any]] = [*PLAN_PAIRS, *PAIRS, *LORA_PAIRS]
+    lines = [
+        f"| {pair.one} | {pair.other} | {pair.why} | {pair.instead or 'refused'} |"
+        for pair in pairs
+    ]
+    head = ["| | with | why not | so it is |", "|---|---|---|---|"]
     return "\n".join([*head, *lines])
 
 

@@ -7,8 +7,9 @@ import msgspec
 from blake3 import blake3
 
 from flare_core._errors import ConfigurationError
-from flare_core._local import FedDyn, Local, Plain, Scaffold
+from flare_core._local import Local, Plain
 from flare_core._lora import Lora
+from flare_core._pairs import refuse
 from flare_core._round_policy import RoundPolicy
 from flare_core._selection import Selection
 from flare_core._stop import Stop
@@ -192,22 +193,7 @@ class Plan(_Settings, frozen=True):
     keep_updates: bool = False
 
     def __post_init__(self) -> None:
-        if self._corrects:
-            self._check_that_sites_stay()
-        if isinstance(self.local, FedDyn) and self.strategy != StrategySettings():
-            msg = (
-                "local.name = 'feddyn' has a half at the server, in the place of a "
-                f"strategy: leave strategy.name = {self.strategy.name!r} away"
-            )
-            raise ValueError(msg)
-        if self._corrects and not isinstance(self.topology, Star):
-            msg = (
-                f"local.name = {_tag(type(self.local))!r} and topology.name = "
-                f"{_tag(type(self.topology))!r} do not go together: it corrects steps "
-                "that sites take at the same time, from the same model; leave one away"
-            )
-            raise ValueError(msg)
-        self._check_what_the_server_sees()
+        refuse(self)
         selection, policy = self.topology.settled(self.selection, self.round)
         msgspec.structs.force_setattr(self, "selection", selection)
         msgspec.structs.force_setattr(self, "round", policy)
@@ -230,43 +216,9 @@ class Plan(_Settings, frozen=True):
         return isinstance(self.topology, Swarm)
 
     @property
-    def _corrects(self) -> bool:
-        return isinstance(self.local, Scaffold | FedDyn)
-
-    def _check_that_sites_stay(self) -> None:
-        """Raise if sites may come, or miss a round, where that cannot be right."""
-        selection, needs_all = self.selection, isinstance(self.local, FedDyn)
-        name = _tag(type(self.local))
-        for setting, given in (
-            ("selection.newcomers", selection.newcomers),
-            ("round.late_weight", self.round.late_weight is not None),
-            ("selection.k", needs_all and selection.largest < selection.sites),
-            ("selection.quorum", needs_all and selection.least < selection.largest),
-        ):
-            if given:
-                msg = (
-                    f"local.name = {name!r} and {setting} do not go together: what it "
-                    "adds up is of a fixed number of sites, each in the round that it "
-                    f"trained; leave {setting} away"
-                )
-                raise ValueError(msg)
-
-    def _check_what_the_server_sees(self) -> None:
-        """Raise if the server is to do something with updates that it does not have."""
-        asked = {
-            "keep_updates": self.keep_updates,
-            "encoding.up": self.sealed and self.encoding.up != "none",
-            "encoding.down": self.sealed and self.encoding.down != "none",
-        }
-        setting = next((name for name, given in asked.items() if given), "")
-        if not setting or not (self.sealed or self.by_region):
-            return
-        why = "they are sealed" if self.sealed else "it gets the sum of a region's"
-        msg = (
-            f"{setting} and topology.name = {_tag(type(self.topology))!r} do not go "
-            f"together: the server cannot read the updates, {why}; leave {setting} away"
-        )
-        raise ValueError(msg)
+    def has_strategy(self) -> bool:
+        """Whether another strategy than federated averaging is named."""
+        return self.strategy != StrategySettings()
 
     @property
     def fingerprint(self) -> str:

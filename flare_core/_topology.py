@@ -22,20 +22,9 @@ class _Topology(
     ) -> tuple[Selection, RoundPolicy]:
         """Return how sites are chosen and rounds end, as it has to be with this.
 
-        Raises:
-            ValueError: If a plan says otherwise.
+        What a plan may not say then, is in `flare_core._pairs`.
         """
         return selection, policy
-
-    def _only(self, setting: str, value: object, *possible: object) -> None:
-        """Raise unless a setting has one of these values, the first of them unset."""
-        if value in possible:
-            return
-        msg = (
-            f"topology.name = {_tag(self)!r} and {setting} = {value!r} do not go "
-            f"together: leave {setting} away, or take another topology"
-        )
-        raise ValueError(msg)
 
 
 class Star(_Topology, frozen=True, tag="star"):
@@ -63,10 +52,6 @@ class Cyclic(_Topology, frozen=True, tag="cyclic"):
         self, selection: Selection, policy: RoundPolicy
     ) -> tuple[Selection, RoundPolicy]:
         """Have each round be of one site, whose turn it is."""
-        self._only("selection.choose", selection.choose, "all", "round_robin")
-        self._only("selection.k", selection.k, None, 1)
-        self._only("selection.quorum", selection.quorum, None, 1)
-        self._only("round.late_weight", policy.late_weight, None)
         turns = {"choose": "round_robin", "k": 1, "quorum": None}
         return msgspec.structs.replace(selection, **turns), policy
 
@@ -92,11 +77,7 @@ class Asynchronous(_Topology, frozen=True, tag="async"):
         self, selection: Selection, policy: RoundPolicy
     ) -> tuple[Selection, RoundPolicy]:
         """Have a round end with as many updates as the buffer has, and wait no more."""
-        self._only("selection.choose", selection.choose, "all")
-        self._only("selection.quorum", selection.quorum, None, self.buffer)
-        self._only("round.deadline_s", policy.deadline_s, None)
-        self._only("round.grace_s", policy.grace_s, None, 0)
-        self._only("round.late_weight", policy.late_weight, None)
+        del policy
         if self.buffer > selection.sites:
             msg = (
                 f"topology.buffer = {self.buffer} can never be filled by "
@@ -117,15 +98,6 @@ class Hierarchical(_Topology, frozen=True, tag="hierarchical"):
     the same bits either way.
     """
 
-    def settled(
-        self, selection: Selection, policy: RoundPolicy
-    ) -> tuple[Selection, RoundPolicy]:
-        """Have all take part in each round, as long as it takes them."""
-        self._only("selection.choose", selection.choose, "all")
-        self._only("round.deadline_s", policy.deadline_s, None)
-        self._only("round.late_weight", policy.late_weight, None)
-        return selection, policy
-
 
 class Swarm(_Topology, frozen=True, tag="swarm"):
     """Sites train at the same time, and one of them combines the updates, in turn.
@@ -136,16 +108,5 @@ class Swarm(_Topology, frozen=True, tag="swarm"):
     in a star, whoever combines.
     """
 
-    def settled(
-        self, selection: Selection, policy: RoundPolicy
-    ) -> tuple[Selection, RoundPolicy]:
-        """Have updates count in their own round only."""
-        self._only("round.late_weight", policy.late_weight, None)
-        return selection, policy
-
 
 Topology: TypeAlias = Star | Cyclic | Asynchronous | Hierarchical | Swarm
-
-
-def _tag(topology: _Topology) -> str:
-    return str(type(topology).__struct_config__.tag)

@@ -240,7 +240,7 @@ def test_feddyn_needs_all_sites_in_every_round() -> None:
     some = Selection(sites=4, choose="random", k=3)
 
     with pytest.raises(
-        ValueError, match=r"'feddyn' and selection\.k do not go together"
+        ValueError, match=r"'feddyn' and selection\.k = 3 do not go together"
     ):
         Plan(rounds=3, local=FedDyn(), selection=some)
 

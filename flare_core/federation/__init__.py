@@ -35,6 +35,7 @@ from flare_core.federation._low_rank import (
 )
 from flare_core.federation._momentum import DiLoCo, FedAvgM
 from flare_core.federation._order import Median, TrimmedMean
+from flare_core.federation._pairs import LORA_PAIRS, PAIRS, Choices
 from flare_core.federation._regions import place
 from flare_core.federation._round import Round
 from flare_core.federation._scores import Score, Scores
@@ -44,12 +45,15 @@ from flare_core.federation._weighting import FedNova, QFedAvg
 
 __all__ = [
     "AGGREGATIONS",
+    "LORA_PAIRS",
+    "PAIRS",
     "STRATEGIES",
     "Aggregation",
     "Averaged",
     "Bulyan",
     "CentredClipping",
     "Choice",
+    "Choices",
     "Cohort",
     "Combining",
     "Contribution",

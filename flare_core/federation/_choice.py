@@ -6,11 +6,13 @@ from typing import Generic, TypeVar, cast, final
 import msgspec
 
 from flare_core._errors import ConfigurationError
-from flare_core._local import FedDyn, Scaffold
+from flare_core._local import FedDyn
+from flare_core._pairs import first
 from flare_core._plan import AggregationSettings, Plan, StrategySettings
 from flare_core._plugins import plugin
-from flare_core.federation._aggregation import Aggregation, Mean
+from flare_core.federation._aggregation import Aggregation
 from flare_core.federation._dynamic import FedDynMean
+from flare_core.federation._pairs import PAIRS, Choices
 from flare_core.federation._strategy import Strategy
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -78,35 +80,28 @@ def chosen(plan: Plan) -> tuple[Strategy, Aggregation]:
             with the rest of the plan.
     """
     strategy, rule = STRATEGIES.of(plan.strategy), AGGREGATIONS.of(plan.aggregation)
+    rule_name = plan.aggregation.name
     if isinstance(plan.local, FedDyn):
         strategy = FedDynMean()
-    complaint = "" if isinstance(rule, Mean) else _unfit(plan, strategy, rule)
-    if complaint:
-        msg = f"aggregation {plan.aggregation.name!r} {complaint}"
-        raise ConfigurationError(msg)
-    if plan.sealed and (strategy.moments or rule.follows):
+    choices = Choices(plan, strategy, rule)
+    pair = first(PAIRS, choices)
+    if pair is not None:
+        named = f"strategy {plan.strategy.name!r}, aggregation {rule_name!r}"
         msg = (
-            f"strategy {plan.strategy.name!r} with aggregation "
-            f"{plan.aggregation.name!r} remembers something from round to round, and "
-            "with topology.name = 'swarm' another site goes on each time: take a "
-            "strategy without memory, such as fedavg, or another topology"
+            f"{pair.one} and {pair.other} do not go together: {pair.why}; take another "
+            f"one of the two ({named})"
         )
+        raise ConfigurationError(msg)
+    complaint = _unfit(choices) if choices.combines else ""
+    if complaint:
+        msg = f"aggregation {rule_name!r} {complaint}"
         raise ConfigurationError(msg)
     return strategy, rule
 
 
-def _unfit(plan: Plan, strategy: Strategy, rule: Aggregation) -> str:
+def _unfit(choices: Choices) -> str:
     """Return what an aggregation has against a plan; empty if it is nothing."""
-    if isinstance(plan.local, Scaffold | FedDyn):
-        return (
-            f"does not go with the plan's {plan.local}, which is right with the mean "
-            "of all sites only: leave one of the two out"
-        )
-    if plan.by_region:
-        return (
-            "looks at each update, and topology.name = 'hierarchical' adds up those of "
-            "a region: leave one of the two away"
-        )
+    plan, rule = choices.plan, choices.rule
     least = plan.selection.least
     if least < rule.least:
         return (
@@ -114,22 +109,12 @@ def _unfit(plan: Plan, strategy: Strategy, rule: Aggregation) -> str:
             f"{least} can be enough: raise selection.sites, or selection.k or "
             "selection.quorum if that is set, or name one that takes fewer"
         )
-    if _weighs(strategy):
-        return (
-            f"does not weigh the updates as strategy {plan.strategy.name!r} wants it: "
-            "take another strategy, such as fedavg, or leave the table aggregation out"
-        )
     if rule.trusts_examples and plan.admission.most_examples is None:
         return (
-            "would let a site decide alone that says it has seen very many examples: "
+            "would let a site decide alone that it has seen very many examples: "
             "set admission.most_examples, or aggregation.settings.by_examples = false"
         )
     return ""
-
-
-def _weighs(strategy: Strategy) -> bool:
-    kind = type(strategy)
-    return kind.weight != Strategy.weight or kind.reach != Strategy.reach
 
 
 def _has(kind: type[msgspec.Struct]) -> str:

@@ -1,14 +1,13 @@
 """Which way of combining LoRA weights goes together with the rest of a plan."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias, final
 
 from flare_core._errors import ConfigurationError
-from flare_core._local import FedDyn, Scaffold
+from flare_core._pairs import first
 from flare_core._plan import Plan
-from flare_core._topology import Asynchronous
 from flare_core.federation._low_rank import (
     Factors,
     Gauge,
@@ -17,6 +16,7 @@ from flare_core.federation._low_rank import (
     padded_mean,
     product_mean,
 )
+from flare_core.federation._pairs import LORA_PAIRS, Choices
 from flare_core.federation._strategy import Strategy
 
 _Combine: TypeAlias = Callable[
@@ -52,25 +52,20 @@ def lora_rule(plan: Plan, strategy: Strategy) -> LoraRule:
         ConfigurationError: If the plan names a way that does not go together with the
             rest of it.
     """
-    if plan.lora.concerns_sites and isinstance(plan.local, Scaffold | FedDyn):
-        msg = (
-            f"{plan.lora} changes which LoRA weights sites train or exchange, and "
-            f"{plan.local} keeps a correction of each: leave one out"
-        )
-        raise ConfigurationError(msg)
     name = plan.lora.aggregate
-    obstacle = next(_obstacles(plan, strategy), "")
+    pair = first(LORA_PAIRS, Choices(plan, strategy))
+    obstacle = f"{pair.other}: {pair.why}" if pair else ""
     if name == "auto" and obstacle:
         return LoraRule("fedavg", factor_mean, instead_of=obstacle)
-    rule = _rule("product" if name == "auto" else name, turned=bool(plan.lora.rank))
-    if obstacle and not rule.by_factor:
+    way = _rule("product" if name == "auto" else name, turned=bool(plan.lora.rank))
+    if obstacle and not way.by_factor:
         msg = (
             f"lora.aggregate = {name!r} makes factors that do not follow from those of "
-            f'the round before, and {obstacle}: expected lora.aggregate = "fedavg", or '
+            f"the round before, and {obstacle}: expected lora.aggregate = 'fedavg', or "
             "another setting there"
         )
         raise ConfigurationError(msg)
-    return rule
+    return way
 
 
 def _rule(name: str, *, turned: bool) -> LoraRule:
@@ -87,24 +82,3 @@ def _rule(name: str, *, turned: bool) -> LoraRule:
             return LoraRule(name, padded_mean, by_factor=False)
         case _:
             return LoraRule(name, factor_mean)
-
-
-def _obstacles(plan: Plan, strategy: Strategy) -> Iterator[str]:
-    """Yield what in a plan needs factors that follow from others."""
-    kind = type(strategy)
-    if kind.step is not Strategy.step or kind.reach is not Strategy.reach:
-        yield f"strategy {plan.strategy.name!r} goes on from those"
-    if plan.aggregation.name != "mean":
-        yield f"aggregation {plan.aggregation.name!r} compares those of the sites"
-    if isinstance(plan.local, Scaffold | FedDyn):
-        yield f"{plan.local} corrects steps by those"
-    if plan.encoding.up == "topk":
-        yield 'encoding.up = "topk" adds what it left out of those'
-    if plan.encoding.down not in {"none", "xor"}:
-        yield f"encoding.down = {plan.encoding.down!r} rounds what changed in them"
-    if plan.round.late_weight is not None:
-        yield "round.late_weight counts steps that were taken from those"
-    if isinstance(plan.topology, Asynchronous):
-        yield 'topology.name = "async" counts steps that were taken from those'
-    if plan.by_region:
-        yield 'topology.name = "hierarchical" adds up each of them by region'

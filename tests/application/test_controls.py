@@ -95,7 +95,7 @@ def test_a_site_is_told_which_of_its_updates_counted(
 def test_what_controls_cannot_be_with_is_refused_in_the_plan(assignment: str) -> None:
     plan = flare.Plan(rounds=1, local=SCAFFOLD)
 
-    with pytest.raises(flare.ConfigurationError, match=r"'scaffold' and .* together"):
+    with pytest.raises(flare.ConfigurationError, match=r"'scaffold' .* together"):
         plan.with_setting(assignment)
     with pytest.raises(ValueError, match=r"leave selection\.newcomers away"):
         msgspec.structs.replace(plan, selection=flare.Selection(newcomers=True))
@@ -110,7 +110,7 @@ def test_another_combination_than_the_mean_is_refused(local: flare.Local) -> Non
         aggregation=flare.AggregationSettings(name="median"),
     )
 
-    with pytest.raises(flare.ConfigurationError, match="'median' does not go with"):
+    with pytest.raises(flare.ConfigurationError, match=r"mean of all .*'median'"):
         chosen(plan)
 
 

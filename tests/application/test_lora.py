@@ -16,6 +16,7 @@ from flare_core.federation import (
     FedNova,
     Median,
     QFedAvg,
+    chosen,
     lora_rule,
 )
 
@@ -184,7 +185,7 @@ def test_corrections_need_weights_that_are_trained_in_every_round(
     plan = _plan(**{f"lora__{key}": value}, local__name=local)
 
     with pytest.raises(ConfigurationError, match="keeps a correction of each"):
-        lora_rule(plan, FedAvg())
+        chosen(plan)
 
 
 def test_another_aggregation_says_nothing_of_means(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_a_plan_that_does_not_compose_says_so_before_a_site_has_come(
 ) -> None:
     plan = _plan(lora__aggregate="product", encoding__up="topk")
 
-    with pytest.raises(ConfigurationError, match=r'encoding\.up = "topk" adds'):
+    with pytest.raises(ConfigurationError, match=r"encoding\.up = 'topk': it adds"):
         Server(plan, folder=tmp_path)
 
 

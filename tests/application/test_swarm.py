@@ -188,10 +188,10 @@ def test_an_ill_update_is_found_by_the_site_that_combines(group: _Group) -> None
 @pytest.mark.parametrize(
     ("tables", "words"),
     [
-        ({"strategy": {"name": "fedadam"}}, "remembers something"),
+        ({"strategy": {"name": "fedadam"}}, "has not what it remembers"),
         (
             {"aggregation": {"name": "centred_clipping", "settings": {"radius": 1}}},
-            "remembers something",
+            "has not what it remembers",
         ),
     ],
     ids=["moments", "centre"],

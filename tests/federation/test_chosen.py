@@ -50,7 +50,7 @@ def _plan(*assignments: str) -> Plan:
         ),
         (
             ["aggregation.name=median", "strategy.name=fednova"],
-            "'median' does not weigh the updates as strategy 'fednova' wants it: take",
+            "does not weigh the updates .*strategy 'fednova', aggregation 'median'",
         ),
         (
             ["aggregation={name='geometric_median', settings={by_examples=true}}"],

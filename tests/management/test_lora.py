@@ -45,4 +45,4 @@ def test_factors_that_are_averaged_all_the_same_are_told_once_why(
     )
 
     assert "LoRA by fedavg: off by " in done.stdout
-    assert done.stderr.count("strategy 'fedavgm' goes on from those") == 1
+    assert done.stderr.count("such as 'fedavgm' or 'fednova': it goes on from") == 1
