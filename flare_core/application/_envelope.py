@@ -7,7 +7,7 @@ from typing import final
 import msgspec
 
 from flare_core._errors import ConfigurationError
-from flare_core._model import Layout, Metrics, ModelState
+from flare_core._model import Layout, Metrics, ModelState, TensorClass, TensorSpec
 from flare_core._site import Site
 from flare_core.communication import (
     INITIAL,
@@ -16,6 +16,7 @@ from flare_core.communication import (
     Part,
     Sealed,
     file_bytes,
+    sealed_bytes,
     unpack,
 )
 
@@ -97,8 +98,8 @@ class Envelope:
     @property
     def layout(self) -> Layout:
         """What the server sees of what is exchanged: so many bytes."""
-        frames = [bytes(file_bytes(self._layout))]
-        return self.model(frames, 0).layout
+        shape = (sealed_bytes(file_bytes(self._layout)),)
+        return Layout((TensorSpec(TENSOR, "U8", shape, TensorClass.COUNTER),))
 
     def _sealed(
         self, sealed: Sealed, facts: bytes, frames: Sequence[Frame]

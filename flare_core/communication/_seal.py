@@ -142,7 +142,7 @@ class GroupKey:
         if found != wanted:
             msg = f"a sealed {_words(found)}, where a {_words(wanted)} was expected"
             raise ProtocolError(msg)
-        data = memoryview(row.tobytes())
+        data = row.data
         header = bytes(data[:_HEADER_BYTES])
         salt = bytes(data[_HEADER_BYTES : _HEADER_BYTES + _SALT_BYTES])
         cipher = self._cipher(header, salt, facts)

@@ -24,11 +24,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=1, help="in each run")
     parser.add_argument("--loop", default="numpy", choices=list(LOOPS))
+    parser.add_argument("--topology", default="star", choices=["star", "swarm"])
     parser.add_argument("--only", type=int, help="play one of the runs only")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)  # noqa: S311 - to be had again
     code = run(
-        arguments.loop, arguments.runs, arguments.faults, rng, only=arguments.only
+        arguments.loop,
+        arguments.runs,
+        arguments.faults,
+        rng,
+        topology=arguments.topology,
+        only=arguments.only,
     )
     sys.exit(code)
 

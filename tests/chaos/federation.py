@@ -22,6 +22,7 @@ import flare_core as flare
 from chaos.faults import SERVER, Fault
 from deployed import PATIENCE_S, Deployment
 from flare_core.application import RoundRecord, replay, verify_audit
+from flare_core.communication import GroupKey
 from flare_core.federation import invited
 from proxy import Proxy
 
@@ -36,6 +37,8 @@ _FULL_BYTES = 1 << 14
 _SLOW_BYTES_S = 8e6
 _MOST_STARTS = 20
 _HANGS = -1
+_KEY = GroupKey(bytes(range(32)))
+"""Of the sites' group, where they have one."""
 
 
 @final
@@ -184,10 +187,16 @@ def _play(
         proxies = {n: stack.enter_context(Proxy(deployed.endpoint)) for n in SITES}
         files = {
             name: deployed.site(
-                name, RUN, server=proxy.endpoint, patience_s=patience.site_s
+                name,
+                RUN,
+                server=proxy.endpoint,
+                patience_s=patience.site_s,
+                group_key="group.key",
             )
             for name, proxy in proxies.items()
         }
+        for file in files.values():
+            file.with_name("group.key").write_text(_KEY.text())
         began = time.monotonic()
         keepers: dict[str, Keeper] = {}
         for name in (SERVER, *SITES):

@@ -38,6 +38,8 @@ POINTS = {
     "after hand-in": (*_LINK, "_offer", "after"),
     "during upload": (*_SESSION, "_send_chunks", "after"),
     "during download": (*_SESSION, "_received", "after"),
+    "before its turn": ("flare_core.application._turn", "Turn", "take", "before"),
+    "during its turn": ("flare_core.application._turn", "Turn", "finish", "after"),
     "before good-bye": (*_LINK, "leave", "before"),
     "before checkpoint": (*_CHECKPOINT, "begin", "before"),
     "during checkpoint": (*_CHECKPOINT, "finish", "before"),

@@ -17,6 +17,7 @@ _FLOATS = 1_000_000
 _SAID = 10_000
 _HERE = Path(__file__).parent
 _SMALL_BYTES = 10_000
+_TURNS = ("before its turn", "during its turn")
 
 
 @final
@@ -51,7 +52,13 @@ LOOPS = {
 
 
 def run(
-    loop: str, runs: int, faults: int, rng: random.Random, *, only: int | None = None
+    loop: str,
+    runs: int,
+    faults: int,
+    rng: random.Random,
+    *,
+    topology: str = "star",
+    only: int | None = None,
 ) -> int:
     """Play; return 0 if all went well.
 
@@ -60,20 +67,26 @@ def run(
         runs: How many.
         faults: How many in each.
         rng: Draws them.
+        topology: Who combines the updates: ``star`` or ``swarm``.
         only: The number of the only run to play.
     """
     console = Console()
     selection = flare.Selection(sites=len(SITES))
-    plan = flare.Plan(rounds=ROUNDS, selection=selection, keep_updates=True)
+    swarms = topology == "swarm"
+    plan = flare.Plan(
+        rounds=ROUNDS,
+        selection=selection,
+        topology=flare.Swarm() if swarms else flare.Star(),
+        keep_updates=not swarms,
+    )
     of_sites = LOOPS[loop]
+    points = [*of_sites.points, *(_TURNS if swarms else ())]
     alone = play(of_sites.command, plan, [], alone_s=0)
     console.print(f"undisturbed: {alone.seconds:.1f} s, blake3 {alone.blake3[:12]}")
     table = Table("faults", "seconds", "starts", "outcome")
     bad = bool(alone.problems)
     for number in range(runs):
-        drawn = [
-            draw(rng, SITES, of_sites.num_bytes, of_sites.points) for _ in range(faults)
-        ]
+        drawn = [draw(rng, SITES, of_sites.num_bytes, points) for _ in range(faults)]
         if only not in (None, number + 1):
             continue
         outcome = play(of_sites.command, plan, drawn, alone_s=alone.seconds)

@@ -54,6 +54,7 @@ class RegionAbove:
             msg = f"region.site: {file} has no keys, as `flare accept` writes them"
             raise ConfigurationError(msg)
         self._begin = begin
+        self._begun = set[str]()
         self._stopped = threading.Event()
         self._control: Control | None = None
         self._thread = threading.Thread(target=self._listen, name="flare-above")
@@ -105,7 +106,7 @@ class RegionAbove:
                     asked = time.monotonic()
 
     def _take_part(self, names: Sequence[str]) -> None:
-        for name in names:
+        for name in sorted(set(names) - self._begun):
             link = ZmqLink(self.part_in(name))
             try:
                 plan = link.plan()
@@ -113,5 +114,6 @@ class RegionAbove:
                 _log.warning("run %s of the server above: %s", name, exc)
             else:
                 self._begin(name, plan)
+                self._begun.add(name)
             finally:
                 link.close()
