@@ -234,13 +234,17 @@ class Plan(_Settings, frozen=True):
             assignments: ``key=value`` with dots in the key and a TOML value, e.g.
                 ``local.mu=0.1``; a value that is no TOML is taken as text.  Another
                 ``local.name`` or ``topology.name`` forgets what the one before was set
-                to.
+                to, and what followed from it.
 
         Raises:
             ConfigurationError: If there is no such key or the value does not fit.
         """
         tree = msgspec.to_builtins(self)
         for assignment in assignments:
+            if assignment.partition("=")[0].strip() == "topology.name":
+                for key in self.topology.settles:  # another one may settle it otherwise
+                    table, _, setting = key.partition(".")
+                    tree[table].pop(setting, None)
             _assign(tree, assignment)
         source = " ".join(f"--set {assignment}" for assignment in assignments)
         return plan_from(tree, source=source)

@@ -1,6 +1,6 @@
 """Who trains when, and who combines what: the table of a plan that says so."""
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import msgspec
 
@@ -16,6 +16,9 @@ class _Topology(
     tag_field="name",
 ):
     """The table ``[topology]`` of a plan, told apart by its name."""
+
+    settles: ClassVar[tuple[str, ...]] = ()
+    """Settings that follow from it."""
 
     def settled(
         self, selection: Selection, policy: RoundPolicy
@@ -46,6 +49,7 @@ class Cyclic(_Topology, frozen=True, tag="cyclic"):
             run waits for it.
     """
 
+    settles: ClassVar = ("selection.choose", "selection.k", "selection.quorum")
     pass_on: bool = False
 
     def settled(
@@ -70,6 +74,7 @@ class Asynchronous(_Topology, frozen=True, tag="async"):
         most_staleness: An update is refused where more models than these came since.
     """
 
+    settles: ClassVar = ("selection.quorum", "round.grace_s")
     buffer: Annotated[int, msgspec.Meta(ge=1)]
     most_staleness: Annotated[int, msgspec.Meta(ge=0)] = 10
 

@@ -236,6 +236,17 @@ def test_an_asynchronous_round_is_one_buffer() -> None:
         Plan(rounds=3, topology=Asynchronous(buffer=5), selection=Selection(sites=4))
 
 
+@pytest.mark.parametrize("topology", [Cyclic(), Asynchronous(buffer=2)])
+def test_another_topology_forgets_what_followed_from_the_one_before(
+    topology: Topology,
+) -> None:
+    plan = Plan(rounds=3, topology=topology, selection=Selection(sites=4))
+
+    star = plan.with_setting("topology.name=star")
+
+    assert star == Plan(rounds=3, selection=Selection(sites=4))
+
+
 def test_feddyn_needs_all_sites_in_every_round() -> None:
     some = Selection(sites=4, choose="random", k=3)
 

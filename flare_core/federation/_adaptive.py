@@ -1,6 +1,6 @@
 """Server optimizers with a step length for each element: FedOpt."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, TypeAlias, final
 
 import msgspec
@@ -26,23 +26,29 @@ class _FedOpt(Strategy, frozen=True):
         """The paper's m and v."""
         return {"first": 0.0, "second": self.tau**2}
 
-    def step(
-        self, part: Part, current: Array, mean: Array, moments: Mapping[str, Array]
+    def _moved(
+        self,
+        current: Array,
+        mean: Array,
+        moments: Mapping[str, Array],
+        gather: Callable[[Array, Array], None],
     ) -> Array:
-        """Go along the first moment, as far as the second one lets go."""
-        del part
+        """Go along the first moment, as far as the second one lets go.
+
+        Args:
+            current: As in `step`.
+            mean: Likewise.
+            moments: Likewise.
+            gather: Adds the square of a step to the second moment, in place.
+        """
         delta = _reals(mean - current)
         first, second = _reals(moments["first"]), _reals(moments["second"])
         first *= self.beta1
         first += (1 - self.beta1) * delta
-        self._gather(second, delta * delta)
+        gather(second, delta * delta)
         step = self.learning_rate * first / (np.sqrt(second) + self.tau)
         moved: Array = current + step.view(mean.dtype)
         return moved
-
-    def _gather(self, second: Array, square: Array) -> None:
-        """Add the square of a step to the second moment, in place."""
-        raise NotImplementedError
 
 
 @final
@@ -66,9 +72,17 @@ class FedAdam(_FedOpt, frozen=True):
 
     beta2: _Decay = 0.99
 
-    def _gather(self, second: Array, square: Array) -> None:
-        second *= self.beta2
-        second += (1 - self.beta2) * square
+    def step(
+        self, part: Part, current: Array, mean: Array, moments: Mapping[str, Array]
+    ) -> Array:
+        """Go along the first moment, as far as the second one lets go."""
+        del part
+
+        def gather(second: Array, square: Array) -> None:
+            second *= self.beta2
+            second += (1 - self.beta2) * square
+
+        return self._moved(current, mean, moments, gather)
 
 
 @final
@@ -92,8 +106,16 @@ class FedYogi(_FedOpt, frozen=True):
 
     beta2: _Decay = 0.99
 
-    def _gather(self, second: Array, square: Array) -> None:
-        second -= (1 - self.beta2) * square * np.sign(second - square)
+    def step(
+        self, part: Part, current: Array, mean: Array, moments: Mapping[str, Array]
+    ) -> Array:
+        """Go along the first moment, as far as the second one lets go."""
+        del part
+
+        def gather(second: Array, square: Array) -> None:
+            second -= (1 - self.beta2) * square * np.sign(second - square)
+
+        return self._moved(current, mean, moments, gather)
 
 
 @final
@@ -117,8 +139,16 @@ class FedAdagrad(_FedOpt, frozen=True):
 
     beta1: _Decay = 0.0
 
-    def _gather(self, second: Array, square: Array) -> None:
-        second += square
+    def step(
+        self, part: Part, current: Array, mean: Array, moments: Mapping[str, Array]
+    ) -> Array:
+        """Go along the first moment, as far as the second one lets go."""
+        del part
+
+        def gather(second: Array, square: Array) -> None:
+            second += square
+
+        return self._moved(current, mean, moments, gather)
 
 
 def _reals(array: Array) -> Array:

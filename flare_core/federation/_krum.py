@@ -27,17 +27,12 @@ class _Krum(Aggregation, frozen=True):
         """The distances of all pairs are what it looks at."""
         return True
 
-    def share(self, cohort: Cohort) -> Shares:
+    def _nearest(self, cohort: Cohort, count: int) -> Shares:
         """Take those with the least scores, all alike; of equal ones the first."""
-        num_updates = len(cohort.updates)
         found = scores(squared_distances(cohort.products), self.hostile)
-        chosen = np.argsort(found, kind="stable")[: self._num_chosen(num_updates)]
-        weights = np.zeros(num_updates)
-        weights[chosen] = 1
+        weights = np.zeros(len(cohort.updates))
+        weights[np.argsort(found, kind="stable")[:count]] = 1
         return Shares(weights.tolist())
-
-    def _num_chosen(self, num_updates: int) -> int:
-        raise NotImplementedError
 
 
 @final
@@ -55,9 +50,9 @@ class Krum(_Krum, frozen=True):
             2 f + 3 updates.
     """
 
-    def _num_chosen(self, num_updates: int) -> int:
-        del num_updates
-        return 1
+    def share(self, cohort: Cohort) -> Shares:
+        """Take the one with the least score."""
+        return self._nearest(cohort, 1)
 
 
 @final
@@ -81,8 +76,9 @@ class MultiKrum(_Krum, frozen=True):
         """There have to be as many as are taken."""
         return max(2 * self.hostile + 3, self.chosen or 0)
 
-    def _num_chosen(self, num_updates: int) -> int:
-        return self.chosen or num_updates - self.hostile
+    def share(self, cohort: Cohort) -> Shares:
+        """Take those with the least scores."""
+        return self._nearest(cohort, self.chosen or len(cohort.updates) - self.hostile)
 
 
 def squared_distances(products: Array) -> Array:
