@@ -61,6 +61,7 @@ from flare_core.communication import (
     unpack,
     write_file,
 )
+from flare_core.federation import counts_late
 
 _log = logging.getLogger(__name__)
 _STREAM_BYTES = 16
@@ -146,7 +147,11 @@ class ZmqLink:
             PolicyError: If a tensor must not leave.
         """
         start = self._sure(self._after_turns(self._join(proposal)), Start)
-        if start.round_number > update.round_number:
+        late = start.round_number > update.round_number
+        newest = None if start.final else start.round_number
+        if late and not counts_late(
+            self.plan(), update.round_number, newest, counted=start.counted
+        ):
             _log.info(
                 "site %r goes on in round %d", self._site.name, start.round_number
             )

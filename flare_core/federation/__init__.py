@@ -39,7 +39,7 @@ from flare_core.federation._pairs import LORA_PAIRS, PAIRS, Choices
 from flare_core.federation._regions import place
 from flare_core.federation._round import Round
 from flare_core.federation._scores import Score, Scores
-from flare_core.federation._staleness import Staleness, staleness_of
+from flare_core.federation._staleness import Staleness, counts_late, staleness_of
 from flare_core.federation._strategy import FedAvg, Strategy
 from flare_core.federation._weighting import FedNova, QFedAvg
 
@@ -90,6 +90,7 @@ __all__ = [
     "batches",
     "chosen",
     "combining",
+    "counts_late",
     "differing_bases",
     "differing_layouts",
     "differing_scales",

@@ -42,3 +42,17 @@ def staleness_of(plan: Plan) -> Staleness:
     if plan.round.late_weight is not None:
         return Staleness(1, share=plan.round.late_weight)
     return Staleness()
+
+
+def counts_late(plan: Plan, trained: int, newest: int | None, *, counted: int) -> bool:
+    """Return whether an update that nobody has had yet will count in a later round.
+
+    Args:
+        plan: Of the run.
+        trained: The round that it answers.
+        newest: The round that is played; None if the run is over.
+        counted: The last round that an update of its site counted in.
+    """
+    if newest is None or plan.encoding.up != "none":
+        return False  # what an encoded one was told against is gone
+    return counted < trained and newest - trained <= staleness_of(plan).most

@@ -14,7 +14,13 @@ import pytest
 import flare_core as flare
 from deployed import Deployment, deployment
 from flare_core._plan import EncodingUp
-from flare_core.application import RoundPlayed, RoundRecord, Updated, UpdateIgnored
+from flare_core.application import (
+    RoundPlayed,
+    RoundRecord,
+    Updated,
+    UpdateIgnored,
+    ZmqLink,
+)
 from site_scripts import WAIT_S, Local, Train, play, wander
 from support import RunningServer, RunServer, SiteFile
 
@@ -244,3 +250,43 @@ def test_a_killed_server_still_takes_what_was_trained_from_older_models(
     expected = 3 + 8 * _HALF + 1 / math.sqrt(2)
     for weights in pair.results(fast, slow):
         np.testing.assert_allclose(weights["w"], expected, rtol=1e-6)
+
+
+def test_a_finished_update_is_handed_in_though_its_site_was_killed_meanwhile(
+    run_server: RunServer, site_file: SiteFile, pool: ThreadPoolExecutor
+) -> None:
+    """Two models came since the one that it was trained from."""
+    server = run_server(_plan(4, buffer=1))
+    model = flare.ModelState({"w": np.zeros(3, np.float32)})
+    proposal = flare.Proposal(weights=model)
+    site = flare.site(site_file("slow", server.endpoint))
+    killed = ZmqLink(site)
+    killed.plan()
+    joining = pool.submit(killed.join, proposal)
+    far, go_on = threading.Event(), threading.Event()
+
+    def train(current: flare.ClientRound) -> Local:
+        if current.number == 2:
+            far.set()
+            assert go_on.wait(WAIT_S)
+        return _step(1)(current)
+
+    fast = pool.submit(play, site_file("fast", server.endpoint), dict(model), train)
+    assert joining.result(WAIT_S).round_number == 0
+    assert far.wait(WAIT_S)
+    killed.close()
+    trained = flare.ModelState({"w": np.full(3, 8, np.float32)})
+    update = flare.Update(site="slow", round_number=0, weights=trained, num_examples=3)
+
+    again = ZmqLink(site)
+    again.plan()
+    newest = pool.submit(again.resume, proposal, update)
+    server.until("SiteReport(num_examples=3, num_steps=0")
+    server.until("staleness=2")
+    go_on.set()
+
+    assert newest.result(WAIT_S).round_number >= 3
+    fast.result(WAIT_S)
+    again.leave({}, reason="seen enough")
+    stale = [one for one in _staleness(_records(server)) if one.get("slow")]
+    assert stale == [{"slow": 2}]
