@@ -180,7 +180,7 @@ class Swarm:
         if pending is None:
             return False
         match message:
-            case Want() if message.stream in pending.streams:
+            case Want() if site == self._asked and message.stream in pending.streams:
                 self._serve(site, message, pending.streams[message.stream])
             case Offer() if message.combines:
                 self._offered(site, message, pending)
@@ -188,14 +188,18 @@ class Swarm:
                 self._arrives(site, message, pending)
             case Unfit() if (site, message.combines) == (self._asked, pending.token):
                 self._unfit(message, pending)
-            case Join() | Offer() if self._asked in {"", site}:
-                self._ask(site)  # it has been away, and the turn is its own or nobody's
+            case Join() | Offer() if self._may_begin(site):
+                self._ask(site)
                 return False
             case _:
                 return False
         for other, want in self._mailbox.wants():
             self._send(other, want)
         return True
+
+    def _may_begin(self, site: str) -> bool:
+        """Return whether a site that was away has the turn, or may have nobody's."""
+        return self._asked in {"", site} and site in self._lobby.joined
 
     def lose(self, site: str) -> None:
         """Do without a site: another one has its turn."""
@@ -284,11 +288,14 @@ class Swarm:
         pending.then(self._publisher.next(parcel.path, stream, pending.model))
 
     def _unfit(self, message: Unfit, pending: _Pending) -> None:
+        refusals = [one for one in message.refusals if one.site in pending.sites]
+        if not refusals and not message.reason:
+            self._pass_on(pending)
+            return
         self._pending, self._asked = None, ""
         if message.reason:
             pending.then(message.reason)
             return
-        refusals = [one for one in message.refusals if one.site in pending.sites]
         for refusal in refusals:
             pending.current.withdraw(refusal.site)
         for refusal in refusals:

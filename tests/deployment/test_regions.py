@@ -13,6 +13,7 @@ import pytest
 import flare_core as flare
 from deployed import deployment
 from flare_core.communication import RunInfo
+from flare_core.management._deployment import check_server
 from site_scripts import WAIT_S, Local, Train, play, wander
 
 _INITIAL = {"w": np.zeros(100_000, np.float32)}
@@ -129,6 +130,8 @@ def test_the_model_is_that_of_one_server(
     assert (above.state, above.rounds, above.error) == ("finished", 3, "")
     assert (below.state, below.rounds, below.error) == ("finished", 3, "")
     assert above.blake3 == below.blake3 == flat
+    assert all(one.level != "wrong" for one in check_server(regions.root.folder))
+    assert all(one.level != "wrong" for one in check_server(regions.north.folder))
 
 
 def test_a_region_that_was_away_gets_what_the_others_have_made(

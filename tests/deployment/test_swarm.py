@@ -19,9 +19,11 @@ from flare_core.communication import (
     Join,
     Propose,
     Start,
+    Unfit,
     Welcome,
     pack,
 )
+from flare_core.management._deployment import check_server
 from site_scripts import WAIT_S, Stranger, play, stream_id, wander
 
 _SITES = ("a", "b", "c")
@@ -90,7 +92,13 @@ class _Dying:
         answer = self._peer.hand_in(sealed, num_examples=num_examples)
         assert isinstance(answer, Committed | Combine)
         if not isinstance(answer, Combine):
-            self._wait(Combine)
+            answer = self._wait(Combine)
+        self._token = answer.token
+
+    def shirk(self) -> None:
+        """Say that nothing comes of it, and of no update why."""
+        self._peer.say(Unfit(combines=self._token))
+        self._wait(Start)
 
     def die(self) -> None:
         """Go without a word."""
@@ -102,7 +110,7 @@ class _Dying:
         return message
 
 
-@pytest.mark.parametrize("killed", ["gone", "back", "server"])
+@pytest.mark.parametrize("killed", ["gone", "back", "server", "shirks"])
 def test_whoever_combines_comes_to_the_same_bits(
     killed: str, pool: ThreadPoolExecutor, star: flare.ModelState
 ) -> None:
@@ -121,6 +129,8 @@ def test_whoever_combines_comes_to_the_same_bits(
         if killed == "server":
             deployed.kill()
             deployed.start()
+        if killed == "shirks":
+            dying.shirk()
         dying.die()
         if killed == "gone":  # its turn passes to another site
             deployed.said("demo", "round 1")
@@ -129,3 +139,4 @@ def test_whoever_combines_comes_to_the_same_bits(
         assert all(one.result(WAIT_S) == star for one in sites)
         info = deployed.ended("demo")
         assert (info.state, info.rounds, info.error) == ("finished", 3, "")
+        assert all(one.level != "wrong" for one in check_server(deployed.folder))
