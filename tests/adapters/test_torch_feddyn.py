@@ -41,14 +41,14 @@ def test_feddyn_ends_at_the_optimum_of_all_and_without_a_pull_as_fedavg(
 def test_it_takes_the_place_of_a_strategy() -> None:
     plan = Plan(rounds=1).with_setting("local.name=feddyn")
 
-    with pytest.raises(ConfigurationError, match=r"leave strategy\.name = 'fedadam'"):
+    with pytest.raises(ConfigurationError, match="half at the server"):
         plan.with_setting("strategy.name=fedadam")
 
 
 def test_a_round_of_fewer_sites_is_refused_in_the_plan() -> None:
     selection = Selection(sites=3, quorum=2)
 
-    with pytest.raises(ValueError, match=r"'feddyn' and selection\.quorum do not"):
+    with pytest.raises(ValueError, match=r"'feddyn' and selection\.quorum = 2 do"):
         Plan(rounds=1, local=FedDyn(), selection=selection)
 
 
