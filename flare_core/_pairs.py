@@ -171,6 +171,15 @@ PLAN_PAIRS: tuple[Pair[Chosen], ...] = (
         lambda plan: isinstance(plan.local, FedDyn) and plan.has_strategy,
     ),
     Pair(
+        "local.name = 'feddyn'",
+        "encoding.up",
+        "the server adds up what arrives and the sites what they sent: what is rounded "
+        "on the way would part them for good",
+        lambda plan: (
+            isinstance(plan.local, FedDyn) and plan.encoding.up not in {"none", "xor"}
+        ),
+    ),
+    Pair(
         _CORRECTION,
         "another topology than 'star'",
         "it corrects steps that sites take at the same time, from the same model",

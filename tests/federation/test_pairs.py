@@ -20,6 +20,7 @@ _TREES: tuple[Mapping[str, Any], ...] = (
     _FEDDYN | {"selection": _RANDOM},
     _FEDDYN | {"selection": {"sites": 4, "quorum": 3}},
     _FEDDYN | {"strategy": {"name": "fedadam"}},
+    _FEDDYN | {"encoding": {"up": "int8"}},
     _FEDDYN | {"topology": {"name": "cyclic"}},
     {"topology": {"name": "cyclic"}, "selection": _RANDOM | {"k": 1}},
     {
