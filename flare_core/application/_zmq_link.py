@@ -286,7 +286,7 @@ class ZmqLink:
     def _offer(self, offer: Offer, frames: Sequence[Frame]) -> ToSite | None:
         """Send weights, or put them where the server finds them."""
         spool, number = self._spool, offer.round_number
-        short = offer.num_bytes <= SHORT_BYTES
+        short = file_bytes(self._layout) <= SHORT_BYTES
         if spool is None or not spool.is_there or short:
             return self._connected.send(offer, frames, Start, Combine)
         path = spool.update(self._site.name, encoded=bool(offer.base))

@@ -100,7 +100,7 @@ class Join(Sentence, frozen=True):
     schedule: Schedule = Schedule()
     stays: tuple[TensorSpec, ...] = ()
     horizon: str = ""
-    scales: dict[str, float] = msgspec.field(default_factory=dict)
+    scales: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     sealed: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
@@ -119,7 +119,7 @@ class Summand(msgspec.Struct, frozen=True, kw_only=True):
     site: SiteName
     num_examples: int
     num_steps: int = 0
-    global_metrics: dict[str, float] = msgspec.field(default_factory=dict)
+    global_metrics: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     squared_norm: float = 0.0
 
 
@@ -153,8 +153,8 @@ class Offer(Sentence, frozen=True):
     round_number: int
     num_examples: int = 0
     num_steps: int = 0
-    metrics: dict[str, float] = msgspec.field(default_factory=dict)
-    global_metrics: dict[str, float] = msgspec.field(default_factory=dict)
+    metrics: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    global_metrics: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     base: bytes = b""
     error: float = 0.0
     layout: Layout | None = None
@@ -312,7 +312,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     num_bytes: NumBytes
     num_examples: int
     num_steps: int = 0
-    global_metrics: dict[str, float] = msgspec.field(default_factory=dict)
+    global_metrics: dict[str, float] = msgspec.field(default_factory=dict[str, float])
 
 
 class Combine(Sentence, frozen=True):

@@ -45,9 +45,10 @@ def _final(
     link = ZmqLink(site)
     first = _trained(link.join(_PROPOSAL))
     if dies:
-        threading.Thread(target=link.exchange, args=[first], daemon=True).start()
+        exchanging = pool.submit(link.exchange, first)
         deployed.said(run, "a round 0: ")
-        link._connected.close(abandon=True)
+        link.close()
+        assert isinstance(exchanging.exception(WAIT_S), flare.RunAbortedError)
         may_go.set()
         assert in_round_1.wait(WAIT_S)
         link = ZmqLink(site)
