@@ -56,6 +56,7 @@ from flare_core.communication import (
     ToSite,
     Unfit,
     Welcome,
+    file_bytes,
     fill_file,
     pack,
     unpack,
