@@ -273,6 +273,7 @@ def _contribution(site: str, record: RoundRecord) -> Contribution:
         round_number=record.round,
         num_examples=report.num_examples,
         num_steps=report.num_steps,
+        metrics=report.metrics,
         global_metrics=report.global_metrics,
     )
 
