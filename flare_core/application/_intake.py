@@ -189,6 +189,7 @@ class Intake:
             encoding="none" if offer.summands else self._encoded,
             layout=self._layout.of_sums if offer.summands else self._layout,
             base=None if base is None else base.weights,
+            round_number=self._round_number,
             admission=self._admission,
             strategy=self._strategy,
             moves=moves,

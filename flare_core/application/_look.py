@@ -58,6 +58,7 @@ class Look:
         layout: What they must look like.
         base: The global model that they were trained from; None for those that a run
             starts from.
+        round_number: The round that they would count in.
         admission: What the plan says that an update must keep to.
         strategy: Says what it needs to weigh it.
         moves: Where a stale update goes, if it is one.
@@ -66,6 +67,7 @@ class Look:
     encoding: str
     layout: Layout
     base: ModelState | None
+    round_number: int
     admission: Admission
     strategy: Strategy
     moves: Move | None
@@ -92,8 +94,9 @@ class Look:
             num_examples=offer.num_examples,
             num_steps=offer.num_steps,
         )
+        said = contribution(site, replace(offer, round_number=self.round_number))
         refusal = inadmissible(update, self.base, self.admission)
-        refusal = refusal or self.strategy.refusal(contribution(site, offer))
+        refusal = refusal or self.strategy.refusal(said)
         if refusal is None and self.moves is not None:
             weights = self._moved(weights, self.base, self.moves)
             refusal = unfit(site, weights, self.layout)

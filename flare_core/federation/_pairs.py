@@ -8,7 +8,9 @@ from flare_core._pairs import Pair
 from flare_core._plan import Plan
 from flare_core._topology import Asynchronous
 from flare_core.federation._aggregation import Aggregation, Mean
+from flare_core.federation._staleness import staleness_of
 from flare_core.federation._strategy import Strategy
+from flare_core.federation._weighting import QFedAvg
 
 AGGREGATION = "another aggregation than 'mean'"
 FACTORS = "LoRA weights combined as products"
@@ -71,6 +73,17 @@ PAIRS: tuple[Pair[Choices], ...] = (
         "a strategy with weights of its own, such as 'fednova'",
         "it does not weigh the updates as the strategy wants it",
         lambda chosen: chosen.combines and chosen.weighs,
+    ),
+    Pair(
+        "strategy 'qfedavg' with settings.from_round",
+        "round.late_weight, or topology.name = 'async'",
+        "an update of a round that needs no loss would count in one that does",
+        lambda chosen: (
+            isinstance(chosen.strategy, QFedAvg)
+            and chosen.strategy.measures
+            and chosen.strategy.from_round > 0
+            and staleness_of(chosen.plan).most > 0
+        ),
     ),
     Pair(
         "topology.name = 'swarm'",

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import final
 
 import msgspec
@@ -20,6 +21,7 @@ from flare_core.application import (
     RunResumed,
     UpdateIgnored,
 )
+from packages import Install
 from site_scripts import WAIT_S, Local, Train, add, model, plan, play
 from support import RunningServer, RunServer, SiteFile
 
@@ -170,6 +172,57 @@ def test_a_late_update_counts_in_the_next_round_as_the_step_that_it_is(
     assert a.result(WAIT_S)["w"].tolist() == expected
     assert b.result(WAIT_S)["w"].tolist() == expected
     assert _records(server) == [["a"], ["a", "b"]]
+
+
+_COUNTS_STEPS_LATER = """
+import flare_core
+
+
+class Later(flare_core.Strategy, frozen=True):
+    def refusal(self, update):
+        if update.round_number == 0 or update.num_steps:
+            return None
+        return flare_core.Refusal(
+            reason="update", site=update.site, what="num_steps",
+            expected="some from round 1 on", got="0", advice="say them",
+        )
+
+    def weight(self, update):
+        return update.num_examples / (update.num_steps if update.round_number else 1)
+"""
+
+
+def test_a_late_update_has_to_say_what_the_round_needs_that_it_counts_in(
+    run_server: RunServer,
+    pool: ThreadPoolExecutor,
+    site_file: SiteFile,
+    install: Install,
+) -> None:
+    install("flare_core.strategies", _COUNTS_STEPS_LATER, later="Later")
+    policy = RoundPolicy(grace_s=0, late_weight=0.5)
+    later = flare.StrategySettings(name="later")
+    wanted = _with(plan(rounds=2, quorum=1), round=policy, strategy=later)
+    server = run_server(wanted)
+    slow, refused = _Slow(8), threading.Event()
+
+    def fast(file: Path) -> float:
+        with flare.join(model(0), site=file) as client:
+            for current in client:
+                if current.number == 1:
+                    slow.let_go()
+                    assert refused.wait(WAIT_S)
+                weights = {"w": current.weights["w"] + np.float32(1)}
+                current.submit(weights, num_examples=1, num_steps=1)
+        return float(client.weights["w"].item())
+
+    a = pool.submit(fast, site_file("a", server.endpoint))
+    b = pool.submit(play, site_file("b", server.endpoint), model(0), slow)
+    with pytest.raises(flare.UpdateError, match="some from round 1 on"):
+        b.result(WAIT_S)
+    refused.set()
+
+    assert a.result(WAIT_S) == 2.0
+    assert server.result().error == ""
 
 
 def _weighing(train: Train, num_examples: int) -> Train:

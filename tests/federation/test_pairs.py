@@ -48,10 +48,14 @@ _TREES: tuple[Mapping[str, Any], ...] = (
 )
 """What each pair that a plan alone tells is made of, in the order of the table."""
 _MEDIAN = {"aggregation": {"name": "median"}, "selection": {"sites": 4}}
+_FAIR_LATER = {
+    "strategy": {"name": "qfedavg", "settings": {"learning_rate": 0.1, "from_round": 1}}
+}
 _CHOICES: tuple[Mapping[str, Any], ...] = (
     _MEDIAN | _SCAFFOLD,
     _MEDIAN | {"topology": {"name": "hierarchical"}},
     _MEDIAN | {"strategy": {"name": "fednova"}},
+    _FAIR_LATER | {"round": {"late_weight": 0.5}},
     {"topology": {"name": "swarm"}, "strategy": {"name": "fedadam"}},
     _SCAFFOLD | {"lora": {"rank": 4}},
 )
