@@ -16,6 +16,7 @@ from flare_core._plan import Setting
 from flare_core.application import RoundPlayed, RoundRecord, replay
 from flare_core.application._archive import FOLDER, INDEX
 from flare_core.communication import SHORT_BYTES
+from packages import Install
 from site_scripts import WAIT_S, Local, add, model, plan, play
 from support import RunServer, SiteFile
 
@@ -204,6 +205,43 @@ def test_what_follows_from_what_cannot_be_derived_is_said_to_be_unknown(
     assert after == (
         "what the server remembered is unknown: the round before was not derived",
     )
+
+
+_BY_LOSS = """
+import flare_core
+
+
+class ByLoss(flare_core.Strategy, frozen=True):
+    def weight(self, update):
+        return update.metrics["loss"]
+"""
+
+
+def test_what_sites_said_of_their_local_models_weighs_them_again(
+    run_server: RunServer,
+    site_file: SiteFile,
+    pool: ThreadPoolExecutor,
+    tmp_path: Path,
+    install: Install,
+) -> None:
+    install("flare_core.strategies", _BY_LOSS, by_loss="ByLoss")
+    strategy = flare.StrategySettings(name="by_loss")
+    settings = msgspec.structs.replace(plan(), strategy=strategy, keep_updates=True)
+    server = run_server(settings, folder=tmp_path / "run")
+
+    def site(name: str, step: float, loss: float) -> flare.ModelState:
+        file = site_file(name, server.endpoint)
+        with flare.join(model(0), site=file) as client:
+            for current in client:
+                weights = {"w": current.weights["w"] + np.float32(step)}
+                current.submit(weights, num_examples=1, metrics={"loss": loss})
+        return client.weights
+
+    a, b = pool.submit(site, "a", 1.0, 3.0), pool.submit(site, "b", 5.0, 1.0)
+
+    assert a.result(WAIT_S)["w"] == b.result(WAIT_S)["w"] == 2.0
+    records = [e.record for e in server.events if isinstance(e, RoundPlayed)]
+    assert Run(settings, records, tmp_path / "run").partings() == [()]
 
 
 def test_a_round_of_fewer_sites_is_derived_again(
