@@ -117,6 +117,9 @@ class Look:
             if refusal is not None:
                 what = f"{refusal.what} of its site {one.site!r}"
                 return replace(refusal, site=site, what=what)
+            if not one.squared_norm >= 0:  # nor is NaN
+                expected = f"a squared length, at least 0, of its site {one.site!r}"
+                return ill(site, expected, f"{one.squared_norm:g}")
         weight = math.fsum(self.strategy.weight(one) for one in members)
         if not math.isclose(offer.weight, weight, rel_tol=_ROUNDED):
             return ill(

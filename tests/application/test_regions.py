@@ -280,6 +280,43 @@ def test_a_sum_that_cannot_be_right_is_refused(
         assert expected in answer.refusal.expected
 
 
+@pytest.mark.parametrize("squared_norm", [-0.1, -3.0, np.nan])
+def test_a_length_that_is_none_is_refused_with_its_site(
+    squared_norm: float, run_server: RunServer
+) -> None:
+    fair = {"name": "qfedavg", "settings": {"learning_rate": 0.1, "q": 1}}
+    server = run_server(_plan(1, strategy=fair, rounds=1))
+    sums = b"".join(pack(flare.ModelState({"w": np.ones(1)})))
+    summand = Summand(
+        site="s1",
+        num_examples=1,
+        global_metrics={"loss": 1.0},
+        squared_norm=squared_norm,
+    )
+    offer = Offer(
+        stream=stream_id(),
+        num_bytes=len(sums),
+        round_number=0,
+        num_examples=1,
+        short=sums,
+        summands=(summand,),
+        weight=1.0,
+    )
+
+    with closing(Stranger(server.endpoint)) as region:
+        region.join("region", flare.ModelState(model(1)).layout)
+        region.hear()
+        first = pack(flare.ModelState(model(1)))
+        assert isinstance(region.hand_in(first, round_number=-1), Committed)
+        assert isinstance(region.hear(), Start)
+        region.say(offer)
+        region.say(Commit(stream=offer.stream, digest=xxhash.xxh3_128_digest(sums)))
+        answer = region.hear()
+
+    assert isinstance(answer, Refused)
+    assert answer.refusal.expected == "a squared length, at least 0, of its site 's1'"
+
+
 def test_complex_tensors_have_no_regions(federation: _Federation) -> None:
     plan = _plan(1)
     root = federation.server(plan)
