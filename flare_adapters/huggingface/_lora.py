@@ -25,12 +25,15 @@ class Pair:
     Attributes:
         a: Name of the first factor in the model.
         b: That of the second.
+        bias: That of the second one's bias, which is scaled as well; empty if it has
+            none.
         rank: Rows of the first.
         scale: By which their product is multiplied.
     """
 
     a: str
     b: str
+    bias: str
     rank: int
     scale: float
 
@@ -105,6 +108,9 @@ class OfRank:
             (names.get(pair.a, pair.a), names.get(pair.b, pair.b), pair)
             for pair in pairs
         ]
+        self._biases = [
+            (names.get(pair.bias, pair.bias), pair.scale) for pair in pairs if pair.bias
+        ]
         self._own: dict[str, _Array] = {}
 
     def leaving(self, weights: ModelState) -> ModelState:
@@ -115,6 +121,8 @@ class OfRank:
             missing = self._rank - pair.rank
             arrays[a] = _filled(weights[a], 0, missing)
             arrays[b] = _filled(_scaled(weights[b], pair.scale), 1, missing)
+        for bias, scale in self._biases:
+            arrays[bias] = _scaled(weights[bias], scale)
         return ModelState(arrays, classes=weights.layout.classes)
 
     def arrived(self, weights: ModelState) -> ModelState:
@@ -127,6 +135,8 @@ class OfRank:
             idle = ~(_any(own, 0) | _any(cut, 1))
             own[idle] = self._own[a][idle]
             arrays[a], arrays[b] = own, _scaled(cut, 1 / pair.scale)
+        for bias, scale in self._biases:
+            arrays[bias] = _scaled(weights[bias], 1 / scale)
         return ModelState(arrays, classes=weights.layout.classes)
 
 
@@ -137,7 +147,9 @@ def _pairs(
         a, b = (f"{path}.{kind}{side}.{adapter}{tail}" for side in "AB")
         if a in parameters and b in parameters:
             rank, scale = len(parameters[a]), float(layer.scaling[adapter])
-            yield Pair(a=a, b=b, rank=rank, scale=scale)
+            bias = f"{path}.{kind}B.{adapter}.bias"
+            bias = bias if bias in parameters else ""
+            yield Pair(a=a, b=b, bias=bias, rank=rank, scale=scale)
 
 
 def _frozen(lora: Lora, round_number: int) -> _Side:

@@ -89,7 +89,12 @@ def _play(
 
 
 def _federate(
-    models: Sequence[Any], plan: Plan, run_server: RunServer, site_file: SiteFile
+    models: Sequence[Any],
+    plan: Plan,
+    run_server: RunServer,
+    site_file: SiteFile,
+    *,
+    learn: Callable[[Any, int], None] = _learn,
 ) -> tuple[Any, list[list[list[_Matrix]]]]:
     """Play a run of these models; return the server, and what each learned."""
     server = run_server(plan)
@@ -100,7 +105,7 @@ def _federate(
                 _play,
                 site_file(f"site-{number}", server.endpoint),
                 model,
-                partial(_learn, seed=number),
+                partial(learn, seed=number),
                 seen[number],
             )
             for number, model in enumerate(models)
@@ -137,6 +142,37 @@ def test_sites_of_unequal_ranks_and_scales_get_the_best_of_their_own(
             np.testing.assert_allclose(_changes(model)[module], expected, atol=1e-7)
     whole = _loaded(published(server)[-1], LoraConfig(r=8, lora_alpha=8, **_TASK))
     np.testing.assert_allclose(logits(whole), logits(models[2]), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True`")
+def test_biases_of_b_are_averaged_as_large_as_they_are_where_they_are_used(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    models = [
+        _adapted(seed, r=r, lora_alpha=alpha, lora_bias=True)
+        for seed, (r, alpha) in enumerate(((2, 8), (4, 4)))
+    ]
+    before = list[list[_Matrix]]()
+
+    def learn(model: Any, seed: int) -> None:
+        _learn(model, seed)
+        before.append(_biases(model))
+
+    _federate(models, _plan(2, Lora(rank=4)), run_server, site_file, learn=learn)
+
+    wanted = np.mean(before, axis=0)
+    for model in models:
+        np.testing.assert_allclose(_biases(model), wanted, atol=1e-7)
+
+
+def _biases(model: Any) -> list[_Matrix]:
+    """Return what the biases of B add to each module: PEFT scales them, too."""
+    return [
+        layer.lora_B["default"].bias.detach().double().numpy()
+        * layer.scaling["default"]
+        for path, layer in model.named_modules()
+        if path.endswith(("q_proj", "v_proj"))
+    ]
 
 
 def _loaded(weights: Mapping[str, Tensor], config: LoraConfig) -> Any:
