@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,12 @@ def _rest(model: Any) -> None:
     del model
 
 
+class _Learn(Protocol):
+    """Trains a model as the site of a seed."""
+
+    def __call__(self, model: Any, seed: int) -> None: ...
+
+
 def _play(
     file: Path, model: Any, learn: Callable[[Any], None], seen: list[list[_Matrix]]
 ) -> None:
@@ -94,7 +100,7 @@ def _federate(
     run_server: RunServer,
     site_file: SiteFile,
     *,
-    learn: Callable[[Any, int], None] = _learn,
+    learn: _Learn = _learn,
 ) -> tuple[Any, list[list[list[_Matrix]]]]:
     """Play a run of these models; return the server, and what each learned."""
     server = run_server(plan)
