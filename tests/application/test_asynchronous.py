@@ -59,24 +59,29 @@ def _step(size: float, num_examples: int = 3) -> Train:
 class _Pair:
     """A slow site, a step of 8 from the first model, and a fast one that steps by 1.
 
-    The fast one, whose updates alone make a model each, waits in round 3 until that of
-    the slow one has counted: three models came since.  Then it hands in the last one.
+    The fast one, whose updates alone make a model each, waits in round 0 until the slow
+    one has that model too, and in round 3 until the update of the slow one has counted:
+    three models came since.  Then it hands in the last one.
     """
 
     def __init__(self) -> None:
-        self.far, self.may_go, self.counted = (threading.Event() for _ in range(3))
+        self.both, self.far, self.may_go, self.counted = (
+            threading.Event() for _ in range(4)
+        )
         self._over = threading.Event()
         self.slow_rounds: list[int] = []
 
     def slow(self, current: flare.ClientRound) -> Local:
         """Train as the slow site."""
         self.slow_rounds.append(current.number)
+        self.both.set()
         waits_for = {0: self.may_go, 4: self._over}.get(current.number)
         assert waits_for is None or waits_for.wait(WAIT_S)
         return _step(8)(current)
 
     def fast(self, current: flare.ClientRound) -> Local:
         """Train as the fast site."""
+        assert self.both.wait(WAIT_S)
         if current.number == 3:
             self.far.set()
             assert self.counted.wait(WAIT_S)
@@ -266,13 +271,13 @@ def test_a_finished_update_is_handed_in_though_its_site_was_killed_meanwhile(
     far, go_on = threading.Event(), threading.Event()
 
     def train(current: flare.ClientRound) -> Local:
+        assert joining.result(WAIT_S).round_number == 0
         if current.number == 2:
             far.set()
             assert go_on.wait(WAIT_S)
         return _step(1)(current)
 
     fast = pool.submit(play, site_file("fast", server.endpoint), dict(model), train)
-    assert joining.result(WAIT_S).round_number == 0
     assert far.wait(WAIT_S)
     killed.close()
     trained = flare.ModelState({"w": np.full(3, 8, np.float32)})
