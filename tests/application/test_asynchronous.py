@@ -38,6 +38,7 @@ def _plan(rounds: int, buffer: int, sites: int = 2, **more: Any) -> flare.Plan:
 
 
 def _records(server: RunningServer) -> list[RoundRecord]:
+    server.result()  # the sites have the last model before the server says so
     return [one.record for one in server.events if isinstance(one, RoundPlayed)]
 
 
