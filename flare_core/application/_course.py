@@ -1,7 +1,7 @@
 """How far a run goes, and which of its global models is the best."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -22,7 +22,7 @@ from flare_core.application._events import (
 from flare_core.application._publication import Publication
 from flare_core.application._spool import Spool
 from flare_core.application._worker import Worker
-from flare_core.federation import Scores
+from flare_core.federation import Score, Scores
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Course:
             )
             raise ConfigurationError(msg)
         self.tidy()
-        self._tell(path)
+        self._tell(best, path)
 
     def opened(self, path: Path) -> None:
         """Take the file of the model that a round starts from, or the final one."""
@@ -107,10 +107,9 @@ class Course:
         """
         self._warn(record)
         if self._score(record):
-            number = record.round
-            path = self._spool.best(number)
+            best, path = self._scores.best, self._spool.best(record.round)
             link = partial(link_file, self._path, path)
-            self._worker.do_aside(link, lambda _: self._tell(path))
+            self._worker.do_aside(link, lambda _: self._tell(best, path))
 
     def tidy(self) -> None:
         """Remove models that were the best once; the record says so by now."""
@@ -118,32 +117,36 @@ class Course:
             number = self._scores.best.number
             self._worker.do_aside(partial(self._spool.only_best, number))
 
-    def ended(self, result: Result) -> Result:
-        """Return how the run ended, with its best model: the final one may be it.
+    def end(self, result: Result, then: Callable[[Result], object]) -> None:
+        """Say how the run ended, once the files of its best models are in place.
 
         Args:
-            result: With the metrics of the final model.
+            result: With the metrics of the final model, which may be the best.
+            then: Called with the result, its best model and why it ended early.
         """
-        if self._scores.add(result.rounds, result.metrics):
-            self._tell(self._path)
-        return structs.replace(result, best=self._best, stopped=self.reason)
 
-    @property
-    def _best(self) -> Best | None:
-        best = self._scores.best
+        def in_place(_: object) -> None:
+            if self._scores.add(result.rounds, result.metrics):
+                self._tell(self._scores.best, self._path)
+            best = self._best(self._scores.best)
+            then(structs.replace(result, best=best, stopped=self.reason))
+
+        self._worker.do_aside(lambda: None, in_place)
+
+    def _best(self, score: Score | None) -> Best | None:
         metric = self._plan.stop.metric
-        if best is None or metric is None:
+        if score is None or metric is None:
             return None
         return Best(
-            number=best.number,
+            number=score.number,
             metric=metric,
-            value=best.value,
-            blake3=self._hashes[best.number],
+            value=score.value,
+            blake3=self._hashes[score.number],
         )
 
-    def _tell(self, path: Path) -> None:
-        if self._best is not None:
-            self._observer(BestFound(self._best, path))
+    def _tell(self, score: Score | None, path: Path) -> None:
+        if (best := self._best(score)) is not None:
+            self._observer(BestFound(best, path))
 
     def _score(self, record: RoundRecord) -> bool:
         better = self._scores.add(record.round, record.global_metrics)

@@ -390,10 +390,11 @@ class Run:
 
     def _end_when_all_left(self) -> None:
         """End, once the final model is on record and nobody needs it any more."""
-        rounds = self._rounds
-        recorded = rounds.finished and self.result.rounds == rounds.number
+        recorded = self._rounds.finished and self.result.rounds == self._rounds.number
         if self.lobby.present or not recorded:
             return
-        result = parting(self.result, self._final_metrics, rounds.weights)
-        self.result = self._course.ended(result)
-        self.over = True
+        result = parting(self.result, self._final_metrics, self._rounds.weights)
+        self._course.end(result, self._end)
+
+    def _end(self, result: Result) -> None:
+        self.result, self.over = result, True

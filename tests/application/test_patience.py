@@ -1,6 +1,7 @@
 """Before round 0 sites come and go; the run is that of those who are there then."""
 
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ from flare_core.communication import (
     encode,
     pack,
 )
-from site_scripts import plan, stream_id
+from site_scripts import WAIT_S, plan, stream_id
 
 _SITES = ("0", "a", "b")
 _LONG = SHORT_BYTES  # floats: too long to go along with the offer
@@ -220,8 +221,11 @@ class ComingAndGoing(RuleBasedStateMachine):
         np.testing.assert_array_equal(self._global(), np.float32(10.5))
         for name in list(self._sites):
             self._run.receive(name, Leave(metrics={}))
-        self._settle()
-        assert self._run.over
+        while not self._run.over:
+            self._settle()
+            aside = threading.Event()
+            self._worker.do_aside(aside.set)
+            assert aside.wait(WAIT_S)
         assert self._run.result.error == ""
 
 

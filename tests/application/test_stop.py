@@ -1,7 +1,10 @@
 """Which global model is the best, and runs that end before their rounds are played."""
 
 import re
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -10,15 +13,20 @@ import pytest
 from blake3 import blake3
 
 import flare_core as flare
-from flare_core import Plan, Selection, Stop
+from flare_core import Metrics, Plan, Selection, Stop
 from flare_core.application import (
+    Best,
     BestFound,
     EndsEarly,
     Event,
     Published,
     Result,
     RoundPlayed,
+    RoundRecord,
 )
+from flare_core.application._course import Course
+from flare_core.application._spool import Spool
+from flare_core.application._worker import Worker
 from site_scripts import WAIT_S
 from support import RunningServer, RunServer, SiteFile
 
@@ -70,7 +78,7 @@ def _end(
 
 
 def _hashes(server: RunningServer) -> list[str]:
-    return [one.blake3 for one in server.events if isinstance(one, Published)]
+    return [one.blake3 for one in server.told(Published)]
 
 
 @pytest.mark.parametrize("size", [_LARGE, _SMALL])
@@ -92,11 +100,11 @@ def test_a_run_ends_with_the_round_whose_model_has_reached_the_target(
 
     assert (result.rounds, result.error) == (3, "")
     assert result.stopped == "loss is 2.5, and the target 2.5"
-    records = [one for one in server.events if isinstance(one, RoundPlayed)]
+    records = server.told(RoundPlayed)
     assert [one.record.global_metrics["loss"] for one in records] == [4, 2.75, 2.5]
-    finals = [one.final for one in server.events if isinstance(one, Published)]
+    finals = [one.final for one in server.told(Published)]
     assert finals == [False, False, False, True]
-    (early,) = [one for one in server.events if isinstance(one, EndsEarly)]
+    (early,) = server.told(EndsEarly)
     assert early == EndsEarly(3, result.stopped)
     assert result.best is not None
     assert result.best.number == 3  # the final model is better still: 2.25
@@ -126,6 +134,52 @@ def test_a_run_ends_when_patience_is_over_and_its_best_model_is_kept(
     assert best.blake3 == _hashes(server)[1]
     assert files.hashes == _hashes(server)[:2]
     assert result.blake3 == _hashes(server)[-1]
+
+
+def test_a_run_is_over_when_the_file_of_its_best_model_is_there(tmp_path: Path) -> None:
+    disk, told, ends = threading.Event(), list[Event](), list[Result]()
+    spool = Spool(tmp_path / "spool")
+    spool.make()
+    model = tmp_path / "model"
+    model.write_bytes(b"the best")
+    worker = Worker(_deliver, num_threads=1)
+    stop = Stop(metric="loss")
+    course = Course(Plan(rounds=1, stop=stop), spool, worker, told.append)
+    course.opened(model)
+    course.hashed(0, "its hash")
+    worker.do_aside(partial(disk.wait, WAIT_S))  # a slow one
+
+    course.played(_record(0, {"loss": 2.0}))
+    course.hashed(1, "that of the final one")
+    course.end(Result(rounds=1, metrics={"loss": 3.0}), ends.append)
+
+    assert (told, ends) == ([], [])
+    disk.set()
+    worker.close()
+    best = Best(number=0, metric="loss", value=2.0, blake3="its hash")
+    assert told == [BestFound(best, spool.best(0))]
+    assert spool.best(0).read_bytes() == b"the best"
+    assert [one.best for one in ends] == [best]
+
+
+def _deliver(result: Callable[[], object]) -> None:
+    result()
+
+
+def _record(number: int, global_metrics: Metrics) -> RoundRecord:
+    return RoundRecord(
+        round=number,
+        cohort=("a",),
+        sites={},
+        num_examples=1,
+        global_metrics=global_metrics,
+        metrics={},
+        bytes_down=0,
+        bytes_up=0,
+        error_down=0.0,
+        seconds=0.0,
+        blake3="",
+    )
 
 
 @pytest.mark.parametrize("patience", [None, 1])
