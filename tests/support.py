@@ -4,11 +4,12 @@ import threading
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, final
+from typing import Protocol, TypeVar, final
 
 from flare_core import Plan, Server, Site
 from flare_core.application import Event, Observer, Result
 
+_E = TypeVar("_E", bound=Event)
 PATIENCE_S = 30.0
 """Longer than any test waits for an answer."""
 
@@ -56,6 +57,14 @@ class RunningServer:
     def result(self, *, timeout_s: float = PATIENCE_S) -> Result:
         """Wait for the end of the run and return how it went."""
         return self._ended.result(timeout_s)
+
+    def told(self, kind: type[_E]) -> list[_E]:
+        """Wait for the end of the run and return its events of a kind.
+
+        Sites have the last model before the server says so.
+        """
+        self.result()
+        return [one for one in self.events if isinstance(one, kind)]
 
     def close(self) -> None:
         """Stop the run if it still goes on, and raise what the server raised."""

@@ -96,7 +96,7 @@ def stand_still(file: Path, model: Any, *, every_n_steps: int | None = None) -> 
 def records_of(server: RunningServer) -> list[RoundRecord]:
     """Wait for the end of a run and return its rounds."""
     server.result()
-    return [event.record for event in server.events if isinstance(event, RoundPlayed)]
+    return [event.record for event in server.told(RoundPlayed)]
 
 
 def left_by(trainer: Trainer) -> dict[str, Any]:

@@ -26,12 +26,12 @@ def together(*acts: Callable[[], Any]) -> list[BaseException | None]:
 
 def models(server: RunningServer) -> list[ModelState]:
     """Return the global models, from the initial to the final one."""
-    return [one.weights for one in server.events if isinstance(one, Published)]
+    return [one.weights for one in server.told(Published)]
 
 
 def records(server: RunningServer) -> list[RoundRecord]:
     """Return the record of each round."""
-    return [one.record for one in server.events if isinstance(one, RoundPlayed)]
+    return [one.record for one in server.told(RoundPlayed)]
 
 
 def played(server: RunningServer, *acts: Callable[[], Any]) -> list[ModelState]:

@@ -86,7 +86,7 @@ def test_the_plan_sets_the_length_and_the_script_is_told_of(
     trainer = run("llama", tmp_path, FLCallback(site_file("a", server.endpoint)))
 
     assert trainer.state.max_steps == trainer.state.global_step == 12
-    joined = next(one for one in server.events if isinstance(one, SiteJoined))
+    joined = server.told(SiteJoined)[0]
     assert joined.horizon == "TrainingArguments(num_train_epochs=1, max_steps=-1)"
 
 
@@ -227,7 +227,7 @@ def test_an_epoch_that_a_stop_cuts_off_is_no_round(
     run("llama", tmp_path, callback, StopAt(7), **BATCHES)
 
     assert server.result().rounds == 1
-    left = next(one for one in server.events if isinstance(one, SiteLeft))
+    left = server.told(SiteLeft)[0]
     assert "at step 7 of 15" in left.reason
     assert "round 1" in left.reason
 
@@ -381,7 +381,7 @@ def test_select_says_what_travels(
 
     run("lora", tmp_path, callback)
 
-    joined = next(one for one in server.events if isinstance(one, SiteJoined))
+    joined = server.told(SiteJoined)[0]
     names = {spec.name for spec in joined.layout.tensors}
     stays = {spec.name.replace(".default", "") for spec in joined.stays}
     assert names == {name for name in names | stays if expected(name)}

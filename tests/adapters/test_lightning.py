@@ -193,7 +193,7 @@ def test_only_trainable_tensors_leave_a_frozen_backbone(
     lines = (file.parent / "manifest-a.jsonl").read_bytes()
     left = msgspec.json.Decoder(ManifestEntry).decode_lines(lines)
     assert {one.name for one in left} == {"head.1.weight", "head.1.bias"}
-    joined = next(one for one in server.events if isinstance(one, SiteJoined))
+    joined = server.told(SiteJoined)[0]
     assert {one.name for one in joined.stays} >= {"body.0.weight", "body.1.weight"}
 
 

@@ -125,5 +125,5 @@ def test_a_site_that_leaves_gives_its_last_metrics(
     fit(Linear(), whole(data()), FLCallback(site_file("a", server.endpoint)))
 
     assert server.result().error == ""
-    left = next(one for one in server.events if isinstance(one, SiteLeft))
+    left = server.told(SiteLeft)[0]
     assert (left.reason, list(left.metrics)) == ("", ["val_weight"])

@@ -130,7 +130,7 @@ def test_batches_that_cannot_be_counted_count_as_one_each(
             max_epochs=1, callbacks=[FLCallback(site_file("a", server.endpoint))]
         ).fit(Words(), words)
 
-    (played,) = (e for e in server.events if isinstance(e, RoundPlayed))
+    (played,) = server.told(RoundPlayed)
     assert played.record.num_examples == 3
 
 

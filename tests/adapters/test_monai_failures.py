@@ -37,7 +37,7 @@ def stop_early(trainer: Engine) -> None:
 
 
 def reasons(server: RunningServer) -> dict[str, str]:
-    return {e.site: e.reason for e in server.events if isinstance(e, SiteLeft)}
+    return {e.site: e.reason for e in server.told(SiteLeft)}
 
 
 def test_an_early_stop_tells_the_server_instead_of_hanging_it(pair: Any) -> None:

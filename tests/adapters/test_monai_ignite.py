@@ -318,7 +318,7 @@ def test_only_trainable_tensors_leave_a_frozen_backbone(
     for record in records(server):
         assert trained <= record.bytes_up <= 1.02 * trained
         assert trained <= record.bytes_down <= 1.02 * trained
-    joined = next(one for one in server.events if isinstance(one, SiteJoined))
+    joined = server.told(SiteJoined)[0]
     assert {one.name for one in joined.stays} == {"0.weight", "0.bias"}
 
 

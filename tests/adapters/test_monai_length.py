@@ -132,7 +132,7 @@ def test_the_plan_sets_the_length_and_the_log_says_so(
 
     assert (trainer.state.epoch, trainer.state.max_epochs) == (6, 6)
     assert "6 epochs instead of max_iters=4; LR schedules that were" in caplog.text
-    joined = next(one for one in server.events if isinstance(one, SiteJoined))
+    joined = server.told(SiteJoined)[0]
     assert joined.horizon == "max_iters=4"
 
 

@@ -38,8 +38,7 @@ def _plan(rounds: int, buffer: int, sites: int = 2, **more: Any) -> flare.Plan:
 
 
 def _records(server: RunningServer) -> list[RoundRecord]:
-    server.result()  # the sites have the last model before the server says so
-    return [one.record for one in server.events if isinstance(one, RoundPlayed)]
+    return [one.record for one in server.told(RoundPlayed)]
 
 
 def _staleness(records: list[RoundRecord]) -> list[dict[str, int]]:
@@ -223,7 +222,7 @@ def test_the_scores_of_older_models_are_not_those_of_the_newest(
 
     scores = [one.global_metrics for one in _records(server)]
     assert scores == [{"number": 0}, {"number": 1}, {"number": 2}, {}, {}]
-    (late,) = [e for e in server.events if isinstance(e, Updated) and e.site == "b"]
+    (late,) = [e for e in server.told(Updated) if e.site == "b"]
     assert late.report.global_metrics == {"number": 0}
 
 

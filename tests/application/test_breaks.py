@@ -43,7 +43,7 @@ def test_a_transfer_cut_at_any_byte_goes_on_where_it_was(
 
         assert server.result().error == ""
         assert proxy.num_cuts == 1
-        (played,) = [e.record for e in server.events if isinstance(e, RoundPlayed)]
+        (played,) = [e.record for e in server.told(RoundPlayed)]
         hashes.add(played.blake3)
         resent.append(proxy.passed[direction] - 2 * _MODEL_BYTES)
 

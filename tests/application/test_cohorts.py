@@ -36,7 +36,7 @@ def _plan(choose: str, k: int = 2, **more: object) -> flare.Plan:
 
 
 def _cohorts(server: RunningServer) -> list[Sequence[str]]:
-    played = [one.record for one in server.events if isinstance(one, RoundPlayed)]
+    played = [one.record for one in server.told(RoundPlayed)]
     assert all(list(one.cohort) == list(one.sites) for one in played)
     return [one.cohort for one in played]
 

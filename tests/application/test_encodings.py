@@ -46,9 +46,9 @@ def _played(
     ]
     first, second = (site.result(WAIT_S) for site in sites)
     assert server.result().error == ""  # only then is the final model on record
-    *_, last = [e for e in server.events if isinstance(e, Published)]
+    *_, last = server.told(Published)
     assert first == second == last.weights  # however they came by their bits
-    return first, [e.record for e in server.events if isinstance(e, RoundPlayed)]
+    return first, [e.record for e in server.told(RoundPlayed)]
 
 
 def test_a_lossless_encoding_changes_no_bit_and_sends_less(

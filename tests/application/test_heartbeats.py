@@ -49,9 +49,9 @@ def test_a_site_that_trains_longer_than_the_patience_answers_for_itself(
 
         assert a.result(WAIT_S)["w"].tolist() == [2]
 
-    left = [e.site for e in server.events if isinstance(e, SiteLeft)]
+    left = [e.site for e in server.told(SiteLeft)]
     assert left == ["b", "a"]
-    updated = [e.site for e in server.events if isinstance(e, Updated)]
+    updated = [e.site for e in server.told(Updated)]
     assert updated == ["a"]
 
 

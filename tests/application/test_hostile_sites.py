@@ -89,9 +89,7 @@ def test_a_header_of_absurd_numbers_is_refused(
 
         assert isinstance(b.hand_in([forged, *bodies]), Refused)
     assert a.result(WAIT_S)["tensor 7"].tolist() == [1]
-    assert [e.refusal.site for e in server.events if isinstance(e, SiteRefused)] == [
-        "b"
-    ]
+    assert [e.refusal.site for e in server.told(SiteRefused)] == ["b"]
 
 
 def test_names_that_differ_by_case_only_are_not_taken_together(

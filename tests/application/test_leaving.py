@@ -63,7 +63,7 @@ def test_a_run_with_a_quorum_goes_on_when_a_site_fails(
     assert a.result(WAIT_S)["w"].tolist() == [2 + 3 + 3]
     assert isinstance(b.exception(WAIT_S), MemoryError)
     assert server.result().error == ""
-    played = [e.record for e in server.events if isinstance(e, RoundPlayed)]
+    played = [e.record for e in server.told(RoundPlayed)]
     assert [list(record.sites) for record in played] == [["a", "b"], ["a"], ["a"]]
 
 
@@ -242,7 +242,7 @@ def test_updates_of_lost_sites_make_the_last_round(
         server.server.lose(name, "gone")
     result = server.result(timeout_s=WAIT_S)
     assert (result.rounds, result.error) == (1, "")
-    (final,) = (e for e in server.events if isinstance(e, Published) and e.final)
+    (final,) = (e for e in server.told(Published) if e.final)
     assert final.weights["w"].tolist() == [4]
     for site in sites.values():
         site.close()
@@ -295,7 +295,7 @@ def test_a_site_told_of_the_end_in_a_round_leaves_quietly(
     assert isinstance(a.exception(WAIT_S), flare.RunAbortedError)
     assert str(a.exception()) == "enough"
     assert isinstance(b.exception(WAIT_S), flare.RunAbortedError)
-    assert [e.site for e in server.events if isinstance(e, SiteLeft)] == []
+    assert [e.site for e in server.told(SiteLeft)] == []
 
 
 def test_the_aborted_are_told_why(run_server: RunServer) -> None:

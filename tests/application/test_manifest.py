@@ -104,4 +104,4 @@ def test_nothing_leaves_that_cannot_be_recorded(
         play(path, model(1), add(1))
 
     assert "nothing was sent" in server.result().error
-    assert not [e for e in server.events if isinstance(e, Published)]
+    assert not server.told(Published)

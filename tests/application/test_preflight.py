@@ -31,7 +31,7 @@ def test_a_preflight_ends_each_script_and_no_weight_leaves(
         assert passed.code == 0
     result = server.result()
     assert (result.rounds, result.blake3, result.error) == (0, "", "")
-    assert not [e for e in server.events if isinstance(e, Published)]
+    assert not server.told(Published)
     assert not list(tmp_path.glob("manifest-*"))
 
 
@@ -52,7 +52,7 @@ def test_a_preflight_tells_what_would_leave_and_what_stays(
         flare.connect(flare.site(site_file("a", server.endpoint))).join(proposal)
 
     server.result()
-    (joined,) = (e for e in server.events if isinstance(e, SiteJoined))
+    (joined,) = server.told(SiteJoined)
     assert joined == SiteJoined(
         "a", weights.layout, _STAYS, "ab" * 32, "every_n_steps = 5", "10 epochs"
     )

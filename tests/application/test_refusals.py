@@ -84,7 +84,7 @@ def test_a_model_that_differs_ends_the_run_and_is_named_at_both_sites(
     result = server.result()
     assert result.failed_site == "b"
     assert sentence in result.error
-    assert not [e for e in server.events if isinstance(e, Published)]
+    assert not server.told(Published)
 
 
 def _propose(path: str, proposal: flare.Proposal) -> None:
@@ -209,7 +209,7 @@ def test_an_update_that_cannot_be_averaged_ends_a_run_that_needs_it(
     assert isinstance(at_a, flare.RunAbortedError)
     assert f"round 0: site 'b': {sentence}" in str(at_a)
     assert "set selection.quorum" in str(at_a)
-    published = [e.round_number for e in server.events if isinstance(e, Published)]
+    published = [e.round_number for e in server.told(Published)]
     assert published == [0]
     assert server.result().failed_site == "b"
 
@@ -225,8 +225,8 @@ def test_a_run_with_a_quorum_goes_on_without_a_diverged_site(
     assert a.result(WAIT_S)["w"].tolist() == [3, 3]  # as if there had been no b
 
     assert server.result().error == ""
-    assert [e.site for e in server.events if isinstance(e, Updated)] == ["a", "a"]
-    refused = [e.refusal.site for e in server.events if isinstance(e, SiteRefused)]
+    assert [e.site for e in server.told(Updated)] == ["a", "a"]
+    refused = [e.refusal.site for e in server.told(SiteRefused)]
     assert refused == ["b"]
 
 
@@ -333,7 +333,7 @@ def test_one_site_too_many_is_turned_away_even_if_it_said_hello_first(
     a = pool.submit(play, site_file("a", server.endpoint), model(1), train)
 
     assert a.result(WAIT_S)["w"].tolist() == [2]
-    joined = [e.site for e in server.events if isinstance(e, SiteJoined)]
+    joined = [e.site for e in server.told(SiteJoined)]
     assert joined == ["a"]
     early.close()
 

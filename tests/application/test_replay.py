@@ -98,7 +98,7 @@ def played(
         for site in sites:
             site.result(WAIT_S)
         assert server.result().error == ""
-        records = [e.record for e in server.events if isinstance(e, RoundPlayed)]
+        records = [e.record for e in server.told(RoundPlayed)]
         return Run(what, records, folder)
 
     return played
@@ -240,7 +240,7 @@ def test_what_sites_said_of_their_local_models_weighs_them_again(
     a, b = pool.submit(site, "a", 1.0, 3.0), pool.submit(site, "b", 5.0, 1.0)
 
     assert a.result(WAIT_S)["w"] == b.result(WAIT_S)["w"] == 2.0
-    records = [e.record for e in server.events if isinstance(e, RoundPlayed)]
+    records = [e.record for e in server.told(RoundPlayed)]
     assert Run(settings, records, tmp_path / "run").partings() == [()]
 
 
@@ -262,7 +262,7 @@ def test_a_round_of_fewer_sites_is_derived_again(
     staying.result(WAIT_S)
     assert isinstance(leaving.exception(WAIT_S), RuntimeError)
     server.result()
-    records = [e.record for e in server.events if isinstance(e, RoundPlayed)]
+    records = [e.record for e in server.told(RoundPlayed)]
 
     again = list(replay(what, records, tmp_path / "run"))
 

@@ -51,7 +51,7 @@ class _Slow:
 
 
 def _records(server: RunningServer) -> list[list[str]]:
-    played = [e.record for e in server.events if isinstance(e, RoundPlayed)]
+    played = [e.record for e in server.told(RoundPlayed)]
     return [list(one.sites) for one in played]
 
 
@@ -96,7 +96,7 @@ def test_a_round_ends_without_a_slow_site_which_catches_up(
     records = _records(server)
     assert records[0] == ["a"]
     assert slow.rounds[:2] == [0, 1]  # what it had trained was too late
-    late = [e.round_number for e in server.events if isinstance(e, UpdateIgnored)]
+    late = [e.round_number for e in server.told(UpdateIgnored)]
     assert 0 in late
 
 

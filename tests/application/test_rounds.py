@@ -87,7 +87,7 @@ def test_a_round_is_recorded_with_each_site_and_the_mean(
 
     result = server.result()
 
-    (played,) = (e for e in server.events if isinstance(e, RoundPlayed))
+    (played,) = server.told(RoundPlayed)
     record = played.record
     assert (record.round, record.num_examples) == (0, 4)
     assert record.metrics == {"loss": 1.75}
@@ -115,8 +115,8 @@ def test_the_hash_is_that_of_the_file_of_the_model(
     pool.submit(play, site_file("a", server.endpoint), model(0, 1), add(1))
     result = server.result()
 
-    published = [e for e in server.events if isinstance(e, Published)]
-    records = [e.record for e in server.events if isinstance(e, RoundPlayed)]
+    published = server.told(Published)
+    records = [e.record for e in server.told(RoundPlayed)]
 
     assert files == [
         b"".join(pack(flare.ModelState(model(i, i + 1)))) for i in (0, 1, 2)
@@ -135,7 +135,7 @@ def test_a_published_model_is_there_when_its_file_is_gone(
     pool.submit(play, site_file("a", server.endpoint), model(0, 1), add(1))
     server.result()
 
-    published = [e for e in server.events if isinstance(e, Published)]
+    published = server.told(Published)
 
     assert [e.weights["w"].tolist() for e in published] == [[0, 1], [1, 2], [2, 3]]
     assert not [e.path for e in published if e.path.exists()]
@@ -214,7 +214,7 @@ def _hash_of(
         play(file(name, server.endpoint), model(0, 0), train)
 
     list(pool.map(script, order))
-    updates = [e.site for e in server.events if isinstance(e, Updated)]
+    updates = [e.site for e in server.told(Updated)]
     assert updates == list(order)
     return server.result().blake3
 

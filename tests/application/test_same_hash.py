@@ -72,7 +72,7 @@ def test_chunks_windows_threads_and_arrivals_change_no_bit(
             for name, values in final.result(60).items():
                 expected = _expected(name, np.asarray(_model()[name]))
                 np.testing.assert_array_equal(values, expected, strict=True)
-        (played,) = [e.record for e in server.events if isinstance(e, RoundPlayed)]
+        (played,) = [e.record for e in server.told(RoundPlayed)]
         hashes.add(played.blake3)
     assert len(hashes) == 1
 

@@ -31,7 +31,7 @@ def test_numpys_scalars_are_taken(run_server: RunServer, site_file: SiteFile) ->
         metrics={"loss": np.float64(0.5), "accuracy": np.float32(0.25)},
     )
 
-    (played,) = (e for e in server.events if isinstance(e, RoundPlayed))
+    (played,) = server.told(RoundPlayed)
     assert played.record.num_examples == 7
     assert played.record.metrics == {"loss": 0.5, "accuracy": 0.25}
     assert server.result().metrics == {"auc": 0.5}
@@ -72,7 +72,7 @@ def test_a_metric_that_is_not_finite_is_not_in_the_record(
         metrics={"loss": np.inf, "accuracy": 0.5},
     )
 
-    (played,) = (e for e in server.events if isinstance(e, RoundPlayed))
+    (played,) = server.told(RoundPlayed)
     line = msgspec.json.encode(played.record)
     assert msgspec.json.decode(line, type=RoundRecord) == played.record
     assert played.record.metrics == {"accuracy": 0.5}
@@ -95,7 +95,7 @@ def test_a_mean_beyond_all_numbers_is_left_out_of_the_record(
     for site in [pool.submit(submit, name) for name in "ab"]:
         site.result(WAIT_S)
 
-    (record,) = (e.record for e in server.events if isinstance(e, RoundPlayed))
+    (record,) = (e.record for e in server.told(RoundPlayed))
     assert record.metrics == {"auc": 0.5}
     assert msgspec.json.decode(msgspec.json.encode(record), type=RoundRecord) == record
     assert server.result().metrics == {"auc": 0.5}

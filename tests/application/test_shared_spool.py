@@ -66,7 +66,7 @@ def interrupt() -> Iterator[Callable[[], None]]:
 
 
 def _records(server: RunningServer) -> list[RoundRecord]:
-    return [e.record for e in server.events if isinstance(e, RoundPlayed)]
+    return [e.record for e in server.told(RoundPlayed)]
 
 
 @pytest.mark.parametrize("encoding", _ENCODINGS.values(), ids=_ENCODINGS)
@@ -93,7 +93,7 @@ def test_a_shared_spool_changes_nothing_but_the_way(
                 for name in "ab"
             ]
             weights = [site.result(WAIT_S) for site in sites]
-        *_, last = [e for e in server.events if isinstance(e, Published)]
+        *_, last = server.told(Published)
         assert weights == [last.weights] * 2
         assert server.result().error == ""
         assert not server.server.spool.exists()
@@ -288,7 +288,7 @@ def test_an_offer_that_is_repeated_after_a_break_counts_once(
             pass
         assert heard.final
 
-    server.until("RoundPlayed")
-    (record,) = _records(server)
-    assert record.num_examples == 1 + 3
+    server.until("RoundPlayed")  # and b never says good-bye
+    (played,) = [one for one in server.events if isinstance(one, RoundPlayed)]
+    assert played.record.num_examples == 1 + 3
     a.result(WAIT_S)

@@ -72,9 +72,9 @@ def test_what_the_policy_does_not_allow_is_refused_before_the_site_joins(
     told = f"the site's own policy does not allow it (policy.{rule})"
     assert result.error == f"site 'a' left before round 0: {told}"
     assert isinstance(other.exception(WAIT_S), flare.RunAbortedError)
-    joined = [e.site for e in server.events if isinstance(e, SiteJoined)]
+    joined = [e.site for e in server.told(SiteJoined)]
     assert "a" not in joined
-    assert not [e for e in server.events if isinstance(e, Published)]
+    assert not server.told(Published)
     assert not (tmp_path / "manifest-a.jsonl").exists()
 
 
@@ -93,7 +93,7 @@ def test_a_run_goes_on_without_a_site_whose_budget_is_used_up(
         play(file, model(1), add(3))
 
     assert a.result(WAIT_S)["w"].tolist() == [1 + 2 + 1 + 1]
-    left = [(e.site, e.reason) for e in server.events if isinstance(e, SiteLeft)]
+    left = [(e.site, e.reason) for e in server.told(SiteLeft)]
     told = "the site's own policy does not allow it (policy.most_bytes)"
     assert left[0] == ("b", told)
     assert len((tmp_path / "manifest-b.jsonl").read_bytes().splitlines()) == 1
@@ -149,5 +149,5 @@ def test_a_site_that_understood_another_plan_is_refused_by_name(
     assert played.fingerprint in refusal.expected
     assert refusal.got == other.fingerprint
     assert isinstance(b.exception(WAIT_S), flare.RunAbortedError)
-    refused = [e.refusal for e in server.events if isinstance(e, SiteRefused)]
+    refused = [e.refusal for e in server.told(SiteRefused)]
     assert refused == [refusal]

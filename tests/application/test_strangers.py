@@ -66,7 +66,7 @@ def _plays_on(
     assert a.result(WAIT_S)["w"].tolist() == [4]
     assert b.result(WAIT_S)["w"].tolist() == [4]
     assert server.result().error == ""
-    joined = {e.site for e in server.events if isinstance(e, SiteJoined)}
+    joined = {e.site for e in server.told(SiteJoined)}
     assert joined == {"a", "b"}
 
 
@@ -336,7 +336,7 @@ def test_what_comes_too_often_or_too_late_counts_once(
     b.hand_in_at_once(diverged, round_number=2)
     b.say(Leave(metrics={}))
     assert server.result().rounds == 2
-    updates = [e.site for e in server.events if isinstance(e, Updated)]
+    updates = [e.site for e in server.told(Updated)]
     assert updates == ["b", "a", "b", "a"]
     b.close()
 
@@ -394,9 +394,9 @@ def test_an_update_goes_on_where_its_connection_broke_and_counts_once(
     assert final.final
     second.say(Leave(metrics={}))
     assert server.result().error == ""
-    (record,) = (e.record for e in server.events if isinstance(e, RoundPlayed))
+    (record,) = (e.record for e in server.told(RoundPlayed))
     assert record.sites["b"].bytes_up == offer.num_bytes
-    assert [e.site for e in server.events if isinstance(e, SiteJoined)].count("b") == 1
+    assert [e.site for e in server.told(SiteJoined)].count("b") == 1
     second.close()
 
 

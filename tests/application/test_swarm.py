@@ -131,7 +131,7 @@ def test_the_server_sees_a_row_of_bytes(group: _Group) -> None:
     for one in group.start(server, {"a secret name": secret}):
         one.result(WAIT_S)
     server.result()
-    models = [event for event in server.events if isinstance(event, Published)]
+    models = server.told(Published)
     assert len(models) == 5
     for model in models:
         assert list(model.weights) == ["sealed"]

@@ -54,7 +54,7 @@ def _trained_alone(turns: str) -> Array:
 
 
 def _turns(server: RunningServer) -> str:
-    played = [one.record for one in server.events if isinstance(one, RoundPlayed)]
+    played = [one.record for one in server.told(RoundPlayed)]
     return "".join("".join(one.sites) for one in played)
 
 

@@ -55,7 +55,7 @@ def played(
 
 
 def _derived_again(server: RunningServer, strategy: flare.StrategySettings) -> bool:
-    records = [e.record for e in server.events if isinstance(e, RoundPlayed)]
+    records = [e.record for e in server.told(RoundPlayed)]
     what = msgspec.structs.replace(plan(rounds=2), strategy=strategy, keep_updates=True)
     folder = server.server.spool.parent
     return all(not one.partings for one in replay(what, records, folder))
@@ -105,9 +105,7 @@ def test_who_does_not_say_what_the_strategy_needs_is_told_how(
         _site(site_file("a", server.endpoint), 1.0, {"num_examples": 3})
 
     assert str(error.value).startswith(sentence)
-    assert [e.refusal for e in server.events if isinstance(e, SiteRefused)] == [
-        error.value.refusal
-    ]
+    assert [e.refusal for e in server.told(SiteRefused)] == [error.value.refusal]
 
 
 def test_a_count_of_steps_that_is_none_is_refused(
