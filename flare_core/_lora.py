@@ -14,6 +14,7 @@ Aggregate: TypeAlias = Literal[
     "fedsvd",
     "pad",
 ]
+Residual: TypeAlias = Literal["drop", "adapter", "fold"]
 _TRAINED_IN_PART = {"freeze_a", "alternate", "share_a", "fedsvd"}
 """Where sites train, or send, one of the factors only."""
 
@@ -33,16 +34,29 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             is ``"fedavg"`` weighed by the lengths of the products.
         rank: That of the global factors, where sites may have other ones up to this,
             and other scales; if not set, all sites must have the same.
+        residual: What sites do with the global ranks that theirs cannot hold:
+            ``"drop"`` them, keep them as a second, frozen ``"adapter"``, or ``"fold"``
+            them into the weights of the base.
     """
 
     aggregate: Aggregate = "auto"
     rank: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    residual: Residual = "drop"
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.aggregate in _TRAINED_IN_PART:
             msg = (
                 f"lora.rank lets sites have other ranks, and lora.aggregate = "
                 f"{self.aggregate!r} needs the same at all: leave one out"
+            )
+            raise ValueError(msg)
+        if self.residual != "drop" and (
+            self.rank is None or self.aggregate != "product"
+        ):
+            msg = (
+                f"lora.residual = {self.residual!r} is for the ranks beyond those of "
+                "the sites that the products of all have: expected lora.rank, and "
+                f"lora.aggregate = 'product', not {self.aggregate!r}"
             )
             raise ValueError(msg)
 

@@ -22,17 +22,23 @@ from flare_core import Lora, ModelState, Select, TensorSpec, UnsupportedError
 
 
 class Form(Protocol):
-    """Another form that weights have on the wire than in the model.
+    """Another form that weights have on the wire than in the model."""
 
-    Both methods are called on the first rank of a site only.
-    """
+    @property
+    def beside(self) -> Collection[str]:
+        """Names of parameters that take part, though they are not trained."""
+        ...
 
     def leaving(self, weights: ModelState) -> ModelState:
-        """Return the site's own weights as they travel."""
+        """Return the site's own weights as they travel; on the first rank only."""
         ...
 
     def arrived(self, weights: ModelState) -> ModelState:
-        """Return a global model as the site has it."""
+        """Return a global model as the site has it; on the first rank only."""
+        ...
+
+    def loaded(self) -> None:
+        """Do what is left when a global model was loaded; on all ranks."""
         ...
 
 
@@ -106,6 +112,8 @@ class Exchanged:
         private = wire.private
         shared = {n: one for n, one in self._members.items() if n not in private}
         self._chosen = choose(shared, select, names=wire.names)
+        if wire.form is not None:
+            self._chosen |= {name: name for name in wire.form.beside}
         self.base: list[str] = frozen(shared, self._chosen)
         self.fingerprint: str = fingerprint(self._members, self.base)
         self.stays: tuple[TensorSpec, ...] = stays(self._members, self._chosen)
@@ -137,6 +145,8 @@ class Exchanged:
         if self._form is not None and self._ranks.first:
             weights = self._form.arrived(weights)
         scatter(weights, self._members, self._chosen, self._ranks)
+        if self._form is not None:
+            self._form.loaded()
 
     def refuse_thawed(self) -> None:
         """Raise if what was frozen when the run began is trained now.

@@ -36,6 +36,7 @@ from flare_adapters.huggingface._refuse import (
     refuse_optimizer,
     refuse_unrecovered,
 )
+from flare_adapters.huggingface._residual import forget_residual
 from flare_adapters.huggingface._saved import Event
 from flare_core import OptimizerState, Select
 from flare_core import site as read_site
@@ -294,7 +295,7 @@ class FLCallback(TrainerCallback):
             wire=wire_of(model, session.plan.lora),
             optimizers=[innermost(optimizer)],
         )
-        _take_turns(session, model)
+        _prepare(session, model)
 
     def _exchange_when_due(
         self,
@@ -315,7 +316,7 @@ class FLCallback(TrainerCallback):
                     save=recovery
                     and partial(recovery.save, event=event, control=control),
                 )
-                _take_turns(session, kwargs["model"])
+                _prepare(session, kwargs["model"])
             else:
                 return False
         control.should_evaluate |= evaluates(args)
@@ -323,9 +324,12 @@ class FLCallback(TrainerCallback):
         return True
 
 
-def _take_turns(session: LocalSession, model: nn.Module) -> None:
-    number = None if session.final else session.round_number
-    train_by_turns(model, session.plan.lora, number)
+def _prepare(session: LocalSession, model: nn.Module) -> None:
+    """Make a model ready for the round that begins, or for what follows the run."""
+    lora = session.plan.lora
+    train_by_turns(model, lora, None if session.final else session.round_number)
+    if session.final:
+        forget_residual(model, lora)
 
 
 @contextmanager

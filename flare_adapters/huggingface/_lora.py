@@ -1,53 +1,17 @@
 """What the plan's table ``lora`` asks of a site: what is trained, and in which form."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final
+from typing import Literal, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 
 from flare_adapters._torch import Wire
-from flare_adapters.huggingface._peft import adapters_of, names_on_wire, private_names
-from flare_core import ConfigurationError, Lora, ModelState
+from flare_adapters.huggingface._of_rank import OfRank
+from flare_adapters.huggingface._pairs import Pair, lora_pairs
+from flare_adapters.huggingface._peft import names_on_wire, private_names
+from flare_adapters.huggingface._residual import Folded, Residual, add_residual
+from flare_core import ConfigurationError, Lora
 
-_Array: TypeAlias = npt.NDArray[Any]
 _Side: TypeAlias = Literal["A", "B"]
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """The LoRA weights of one module.
-
-    Attributes:
-        a: Name of the first factor in the model.
-        b: That of the second.
-        bias: That of the second one's bias, which is scaled as well; empty if it has
-            none.
-        rank: Rows of the first.
-        scale: By which their product is multiplied.
-    """
-
-    a: str
-    b: str
-    bias: str
-    rank: int
-    scale: float
-
-
-def lora_pairs(model: nn.Module) -> list[Pair]:
-    """Return the LoRA weights of a model's active adapters; none without LoRA."""
-    parameters = dict(model.named_parameters())
-    return [
-        pair
-        for path, layer in model.named_modules()
-        if isinstance(layer, LoraLayer)
-        for adapter in adapters_of(model)
-        for pair in _pairs(path, layer, adapter, parameters)
-    ]
 
 
 def wire_of(model: nn.Module, lora: Lora) -> Wire:
@@ -55,18 +19,19 @@ def wire_of(model: nn.Module, lora: Lora) -> Wire:
 
     Raises:
         ConfigurationError: If a module has a higher rank than the plan.
+        UnsupportedError: If a module cannot have what the plan keeps beside its ranks.
     """
     names, pairs = names_on_wire(model), lora_pairs(model)
-    private = private_names(model)
-    if lora.aggregate == "share_a":
-        private += [pair.b for pair in pairs]
     if lora.rank is None:
+        private = private_names(model)
+        if lora.aggregate == "share_a":
+            private += [pair.b for pair in pairs]
         scales = {names.get(pair.b, pair.b): pair.scale for pair in pairs}
         return Wire(names=names, private=private, scales=scales, lora=True)
     for pair in pairs:
         _refuse_higher(pair, lora.rank)
-    form = OfRank(lora.rank, pairs, names)
-    return Wire(names=names, private=private, form=form, lora=True)
+    form = OfRank(lora.rank, pairs, names, _residual(model, lora))
+    return Wire(names=names, private=private_names(model), form=form, lora=True)
 
 
 def train_by_turns(model: nn.Module, lora: Lora, round_number: int | None) -> None:
@@ -86,70 +51,9 @@ def train_by_turns(model: nn.Module, lora: Lora, round_number: int | None) -> No
         parameters[pair.b].requires_grad_(frozen != "B")
 
 
-@final
-class OfRank:
-    """LoRA weights of one rank and of scale 1, whatever they are at the site.
-
-    What a site has less, is filled up with zeros; what it gets more, it cuts off: the
-    last ranks, which are the least.  A rank that the global model makes no use of
-    begins with the site's own A, and with a B of 0.
-
-    Args:
-        rank: On the wire.
-        pairs: The LoRA weights of the site.
-        names: On the wire, by name in the model.
-    """
-
-    def __init__(
-        self, rank: int, pairs: Sequence[Pair], names: Mapping[str, str]
-    ) -> None:
-        self._rank = rank
-        self._pairs = [
-            (names.get(pair.a, pair.a), names.get(pair.b, pair.b), pair)
-            for pair in pairs
-        ]
-        self._biases = [
-            (names.get(pair.bias, pair.bias), pair.scale) for pair in pairs if pair.bias
-        ]
-        self._own: dict[str, _Array] = {}
-
-    def leaving(self, weights: ModelState) -> ModelState:
-        """Return the site's own weights, filled up."""
-        arrays = dict(weights)
-        for a, b, pair in self._pairs:
-            self._own[a] = np.array(weights[a])
-            missing = self._rank - pair.rank
-            arrays[a] = _filled(weights[a], 0, missing)
-            arrays[b] = _filled(_scaled(weights[b], pair.scale), 1, missing)
-        for bias, scale in self._biases:
-            arrays[bias] = _scaled(weights[bias], scale)
-        return ModelState(arrays, classes=weights.layout.classes)
-
-    def arrived(self, weights: ModelState) -> ModelState:
-        """Return a global model, cut to the ranks of the site."""
-        arrays = dict(weights)
-        for a, b, pair in self._pairs:
-            whole_a, whole_b = weights[a], weights[b]
-            own = np.array(whole_a[: pair.rank])
-            cut = whole_b[:, : pair.rank]
-            idle = ~(_any(own, 0) | _any(cut, 1))
-            own[idle] = self._own[a][idle]
-            arrays[a], arrays[b] = own, _scaled(cut, 1 / pair.scale)
-        for bias, scale in self._biases:
-            arrays[bias] = _scaled(weights[bias], 1 / scale)
-        return ModelState(arrays, classes=weights.layout.classes)
-
-
-def _pairs(
-    path: str, layer: Any, adapter: str, parameters: Mapping[str, Tensor]
-) -> Iterator[Pair]:
-    for kind, tail in (("lora_", ".weight"), ("lora_embedding_", "")):
-        a, b = (f"{path}.{kind}{side}.{adapter}{tail}" for side in "AB")
-        if a in parameters and b in parameters:
-            rank, scale = len(parameters[a]), float(layer.scaling[adapter])
-            bias = f"{path}.{kind}B.{adapter}.bias"
-            bias = bias if bias in parameters else ""
-            yield Pair(a=a, b=b, bias=bias, rank=rank, scale=scale)
+def _residual(model: nn.Module, lora: Lora) -> Residual:
+    add_residual(model, lora)
+    return Folded(model) if lora.residual == "fold" else Residual(model)
 
 
 def _frozen(lora: Lora, round_number: int) -> _Side:
@@ -165,21 +69,3 @@ def _refuse_higher(pair: Pair, rank: int) -> None:
             f"lora.rank = {rank} of the plan; raise that, or give them a lower r"
         )
         raise ConfigurationError(msg)
-
-
-def _filled(array: _Array, axis: int, missing: int) -> _Array:
-    shape = list(array.shape)
-    shape[axis] = missing
-    return np.concatenate([array, np.zeros(shape, array.dtype)], axis)
-
-
-def _scaled(array: _Array, scale: float) -> _Array:
-    return (
-        array if scale == 1 else (array.astype(np.float64) * scale).astype(array.dtype)
-    )
-
-
-def _any(array: _Array, axis: int) -> npt.NDArray[np.bool_]:
-    """Return for each place on an axis whether anything there is not 0."""
-    others = tuple(other for other in range(array.ndim) if other != axis)
-    return np.asarray((array != 0).any(axis=others))

@@ -6,20 +6,26 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
+RESIDUAL = "flare_residual"
+"""The adapter that holds what of the global LoRA ranks the site's own cannot."""
+
 
 def adapters_of(model: nn.Module) -> dict[str, PeftConfig]:
-    """Return the configuration of each active adapter, by its name; {} without PEFT."""
+    """Return the configuration of each adapter that is trained, by its name.
+
+    These are the active ones of the script; none without PEFT.
+    """
     if isinstance(model, PeftModel):
         names = model.active_adapters
     elif isinstance(model, PreTrainedModel) and model._hf_peft_config_loaded:  # noqa: SLF001 - transformers has no public one
         names = model.active_adapters()
     else:
         return {}
-    return {name: model.peft_config[name] for name in names}
+    return {name: model.peft_config[name] for name in names if name != RESIDUAL}
 
 
 def private_names(model: nn.Module) -> list[str]:
-    """Return the names of what belongs to adapters that are not active."""
+    """Return the names of what belongs to adapters that are not trained."""
     active = adapters_of(model)
     others = [one for one in getattr(model, "peft_config", {}) if one not in active]
     return [

@@ -17,6 +17,7 @@ from typing import Any, final
 from transformers import Trainer, TrainerCallback, TrainerControl, __version__
 
 from flare_adapters._torch import LocalSession, random_state, set_random_state
+from flare_adapters.huggingface._residual import add_residual
 from flare_adapters.huggingface._saved import (
     Event,
     Loop,
@@ -58,6 +59,7 @@ class Recovery:
         self._until_restored = ExitStack()
         self._loop: Loop | None = None
         if session.trained is not None:
+            add_residual(trainer.model, session.plan.lora)  # saved with the weights
             self._loop = read_loop(trainer, session.trained_path)
 
     def resume_from(self, given: Any) -> Any:

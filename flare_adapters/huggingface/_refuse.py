@@ -36,6 +36,14 @@ def refuse_arguments(args: TrainingArguments, session: LocalSession) -> None:
             '"share_a", or one rank'
         )
         raise UnsupportedError(msg)
+    if args.load_best_model_at_end and session.plan.lora.residual != "drop":
+        msg = (
+            f"TrainingArguments(load_best_model_at_end=True) loads LoRA weights of an "
+            "older round without what the plan's lora.residual = "
+            f"{session.plan.lora.residual!r} keeps beside them: expected False, and "
+            "stop.metric in the plan, which keeps the best global model"
+        )
+        raise UnsupportedError(msg)
     optim = OptimizerNames(args.optim).value
     if session.corrects_gradients and ("lomo" in optim or "layerwise" in optim):
         msg = (

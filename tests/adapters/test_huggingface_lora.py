@@ -1,14 +1,13 @@
 """LoRA at several sites: unequal ranks, factors trained in turns or kept apart."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,17 +15,26 @@ from torch import Tensor
 from transformers import Trainer
 
 from adapters.huggingface_runs import records_of
+from adapters.lora_sites import (
+    TASK,
+    Matrix,
+    adapted,
+    changes,
+    federate,
+    learn,
+    plan_of,
+    play,
+    rest,
+)
 from adapters.scripts.huggingface_site import arguments, llama, rows
 from adapters.test_huggingface_peft import logits, published
 from flare_adapters._torch import LocalSession, options
 from flare_adapters.huggingface import FLCallback
-from flare_adapters.huggingface._lora import lora_pairs, train_by_turns, wire_of
+from flare_adapters.huggingface._pairs import lora_pairs
 from flare_core import (
     ConfigurationError,
     LayoutError,
     Lora,
-    Plan,
-    Selection,
     UnsupportedError,
 )
 from support import RunServer, SiteFile
@@ -36,98 +44,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft.*"),
 ]
-_Matrix = npt.NDArray[np.float64]
-_TASK: dict[str, Any] = {
-    "task_type": "CAUSAL_LM",
-    "target_modules": ["q_proj", "v_proj"],
-}
 
 
-def _adapted(seed: int, *, r: int = 4, **settings: Any) -> Any:
-    base = llama(seed=42)
-    torch.manual_seed(seed)
-    return get_peft_model(base, LoraConfig(r=r, **_TASK, **settings))
-
-
-def _changes(model: Any) -> list[_Matrix]:
-    """Return what the LoRA weights add to each module, as PEFT computes it."""
-    return [
-        layer.get_delta_weight("default").detach().double().numpy()
-        for path, layer in model.named_modules()
-        if path.endswith(("q_proj", "v_proj"))
-    ]
-
-
-@torch.no_grad()
-def _learn(model: Any, seed: int) -> None:
-    """Change what is trained, in any direction."""
-    random = torch.Generator().manual_seed(seed)
-    for one in model.parameters():
-        if one.requires_grad:
-            one.add_(torch.randn(one.shape, generator=random) * 0.1)
-
-
-def _rest(model: Any) -> None:
-    """Learn nothing."""
-    del model
-
-
-class _Learn(Protocol):
-    """Trains a model as the site of a seed."""
-
-    def __call__(self, model: Any, seed: int) -> None: ...
-
-
-def _play(
-    file: Path, model: Any, learn: Callable[[Any], None], seen: list[list[_Matrix]]
-) -> None:
-    """Play a run without a Trainer; note what was learnt before each exchange."""
-    session = LocalSession(options(file, None, 1, "auto", "keep"))
-    lora = session.plan.lora
-    session.join(model, playable=100, horizon="", wire=wire_of(model, lora))
-    while not session.final:
-        train_by_turns(model, lora, session.round_number)
-        learn(model)
-        seen.append(_changes(model))
-        session.saw(1)
-        session.exchange()
-    session.leave("the test is over")
-
-
-def _federate(
-    models: Sequence[Any],
-    plan: Plan,
-    run_server: RunServer,
-    site_file: SiteFile,
-    *,
-    learn: _Learn = _learn,
-) -> tuple[Any, list[list[list[_Matrix]]]]:
-    """Play a run of these models; return the server, and what each learned."""
-    server = run_server(plan)
-    seen: list[list[list[_Matrix]]] = [[] for _ in models]
-    with ThreadPoolExecutor(len(models)) as pool:
-        sites = [
-            pool.submit(
-                _play,
-                site_file(f"site-{number}", server.endpoint),
-                model,
-                partial(learn, seed=number),
-                seen[number],
-            )
-            for number, model in enumerate(models)
-        ]
-        for site in sites:
-            site.result()
-    return server, seen
-
-
-def _of_rank(matrix: _Matrix, rank: int) -> _Matrix:
+def _of_rank(matrix: Matrix, rank: int) -> Matrix:
     u, values, v = np.linalg.svd(matrix)
     return np.asarray((u[:, :rank] * values[:rank]) @ v[:rank])
-
-
-def _plan(num_sites: int, lora: Lora, *, rounds: int = 1) -> Plan:
-    return Plan(rounds=rounds, selection=Selection(sites=num_sites), lora=lora)
 
 
 def test_sites_of_unequal_ranks_and_scales_get_the_best_of_their_own(
@@ -135,18 +56,18 @@ def test_sites_of_unequal_ranks_and_scales_get_the_best_of_their_own(
 ) -> None:
     ranks, alphas = (2, 4, 8, 4), (8, 4, 4, 16)
     models = [
-        _adapted(number, r=r, lora_alpha=alpha)
+        adapted(number, r=r, lora_alpha=alpha)
         for number, (r, alpha) in enumerate(zip(ranks, alphas, strict=True))
     ]
 
-    server, seen = _federate(models, _plan(4, Lora(rank=8)), run_server, site_file)
+    server, seen = federate(models, plan_of(4, Lora(rank=8)), run_server, site_file)
 
     for module in range(2):
         wanted = np.mean([learnt[0][module] for learnt in seen], axis=0)
         for model, rank in zip(models, ranks, strict=True):
             expected = _of_rank(wanted, rank)
-            np.testing.assert_allclose(_changes(model)[module], expected, atol=1e-7)
-    whole = _loaded(published(server)[-1], LoraConfig(r=8, lora_alpha=8, **_TASK))
+            np.testing.assert_allclose(changes(model)[module], expected, atol=1e-7)
+    whole = _loaded(published(server)[-1], LoraConfig(r=8, lora_alpha=8, **TASK))
     np.testing.assert_allclose(logits(whole), logits(models[2]), atol=1e-5)
 
 
@@ -155,23 +76,23 @@ def test_biases_of_b_are_averaged_as_large_as_they_are_where_they_are_used(
     run_server: RunServer, site_file: SiteFile
 ) -> None:
     models = [
-        _adapted(seed, r=r, lora_alpha=alpha, lora_bias=True)
+        adapted(seed, r=r, lora_alpha=alpha, lora_bias=True)
         for seed, (r, alpha) in enumerate(((2, 8), (4, 4)))
     ]
-    before = list[list[_Matrix]]()
+    before = list[list[Matrix]]()
 
-    def learn(model: Any, seed: int) -> None:
-        _learn(model, seed)
+    def noted(model: Any, seed: int) -> None:
+        learn(model, seed)
         before.append(_biases(model))
 
-    _federate(models, _plan(2, Lora(rank=4)), run_server, site_file, learn=learn)
+    federate(models, plan_of(2, Lora(rank=4)), run_server, site_file, learn=noted)
 
     wanted = np.mean(before, axis=0)
     for model in models:
         np.testing.assert_allclose(_biases(model), wanted, atol=1e-7)
 
 
-def _biases(model: Any) -> list[_Matrix]:
+def _biases(model: Any) -> list[Matrix]:
     """Return what the biases of B add to each module: PEFT scales them, too."""
     return [
         layer.lora_B["default"].bias.detach().double().numpy()
@@ -198,12 +119,12 @@ def _loaded(weights: Mapping[str, Tensor], config: LoraConfig) -> Any:
 def test_ranks_that_only_some_sites_have_can_be_learnt(
     run_server: RunServer, site_file: SiteFile
 ) -> None:
-    small, large = _adapted(0, r=2), _adapted(1, r=6)
+    small, large = adapted(0, r=2), adapted(1, r=6)
 
-    server = run_server(_plan(2, Lora(rank=6)))
+    server = run_server(plan_of(2, Lora(rank=6)))
     with ThreadPoolExecutor(2) as pool:
         sites = [
-            pool.submit(_play, site_file(name, server.endpoint), model, _rest, [])
+            pool.submit(play, site_file(name, server.endpoint), model, rest, [])
             for name, model in (("a", small), ("b", large))
         ]
         for site in sites:
@@ -229,16 +150,16 @@ def test_ranks_that_only_some_sites_have_can_be_learnt(
 def test_weights_that_mean_something_else_are_refused_by_name(
     settings: dict[str, Any], what: str, run_server: RunServer, site_file: SiteFile
 ) -> None:
-    models = [_adapted(0, r=8), _adapted(1, **{"r": 8, **settings})]
-    server = run_server(_plan(2, Lora()))
+    models = [adapted(0, r=8), adapted(1, **{"r": 8, **settings})]
+    server = run_server(plan_of(2, Lora()))
 
     with ThreadPoolExecutor(2) as pool:
         first, second = (
             pool.submit(
-                _play,
+                play,
                 site_file(f"site-{number}", server.endpoint),
                 model,
-                partial(_learn, seed=number),
+                partial(learn, seed=number),
                 [],
             )
             for number, model in enumerate(models)
@@ -251,27 +172,27 @@ def test_weights_that_mean_something_else_are_refused_by_name(
 def test_a_rank_above_that_of_the_plan_is_refused_at_the_site(
     run_server: RunServer, site_file: SiteFile
 ) -> None:
-    server = run_server(_plan(1, Lora(rank=4)))
+    server = run_server(plan_of(1, Lora(rank=4)))
 
     with pytest.raises(ConfigurationError, match=r"have rank 8: expected at most lora"):
-        _play(site_file("a", server.endpoint), _adapted(0, r=8), _rest, [])
+        play(site_file("a", server.endpoint), adapted(0, r=8), rest, [])
 
 
 @pytest.mark.parametrize("aggregate", ["freeze_a", "alternate", "fedsvd"])
 def test_averages_are_exact_where_sites_share_a_factor(
     aggregate: Any, run_server: RunServer, site_file: SiteFile
 ) -> None:
-    models = [_adapted(number) for number in range(3)]
+    models = [adapted(number) for number in range(3)]
 
-    server, seen = _federate(
-        models, _plan(3, Lora(aggregate=aggregate), rounds=3), run_server, site_file
+    server, seen = federate(
+        models, plan_of(3, Lora(aggregate=aggregate), rounds=3), run_server, site_file
     )
 
     for record in records_of(server):
         assert record.lora is not None
         assert record.lora.error < 1e-12
     for model in models:
-        for module, change in enumerate(_changes(model)):
+        for module, change in enumerate(changes(model)):
             wanted = np.mean([learnt[-1][module] for learnt in seen], axis=0)
             np.testing.assert_allclose(change, wanted, atol=1e-6)
 
@@ -279,9 +200,9 @@ def test_averages_are_exact_where_sites_share_a_factor(
 def test_b_and_a_are_trained_in_turn(
     run_server: RunServer, site_file: SiteFile, tmp_path: Path
 ) -> None:
-    server = run_server(_plan(1, Lora(aggregate="alternate"), rounds=3))
+    server = run_server(plan_of(1, Lora(aggregate="alternate"), rounds=3))
 
-    model = _adapted(0)
+    model = adapted(0)
     _train(model, tmp_path, site_file("a", server.endpoint))
 
     assert _moved(published(server)) == ["B", "A", "B"]
@@ -294,9 +215,9 @@ def test_b_and_a_are_trained_in_turn(
 def test_a_stays_as_it_was_at_the_sites(
     aggregate: Any, run_server: RunServer, site_file: SiteFile, tmp_path: Path
 ) -> None:
-    server = run_server(_plan(1, Lora(aggregate=aggregate), rounds=2))
+    server = run_server(plan_of(1, Lora(aggregate=aggregate), rounds=2))
 
-    model = _adapted(0)
+    model = adapted(0)
     _train(model, tmp_path, site_file("a", server.endpoint))
 
     models = published(server)
@@ -328,10 +249,10 @@ def _moved(models: Sequence[Mapping[str, Tensor]]) -> list[str]:
 def test_b_stays_at_its_site_where_only_a_is_shared(
     run_server: RunServer, site_file: SiteFile, tmp_path: Path
 ) -> None:
-    models = [_adapted(number) for number in range(2)]
+    models = [adapted(number) for number in range(2)]
 
-    server, _ = _federate(
-        models, _plan(2, Lora(aggregate="share_a"), rounds=2), run_server, site_file
+    server, _ = federate(
+        models, plan_of(2, Lora(aggregate="share_a"), rounds=2), run_server, site_file
     )
 
     assert {name.split(".")[-2] for name in published(server)[-1]} == {"lora_A"}
@@ -348,12 +269,12 @@ def test_b_stays_at_its_site_where_only_a_is_shared(
 def test_the_trainer_trains_sites_of_another_rank(
     run_server: RunServer, site_file: SiteFile, tmp_path: Path
 ) -> None:
-    server = run_server(_plan(1, Lora(rank=8), rounds=2))
-    model = _adapted(0, r=4)
+    server = run_server(plan_of(1, Lora(rank=8), rounds=2))
+    model = adapted(0, r=4)
 
     _train(model, tmp_path, site_file("a", server.endpoint))
 
-    whole = _loaded(published(server)[-1], LoraConfig(r=8, lora_alpha=8, **_TASK))
+    whole = _loaded(published(server)[-1], LoraConfig(r=8, lora_alpha=8, **TASK))
     np.testing.assert_allclose(logits(whole), logits(model), atol=1e-5)
     assert records_of(server)[-1].lora
 
@@ -361,12 +282,12 @@ def test_the_trainer_trains_sites_of_another_rank(
 def test_adapters_of_other_frameworks_say_that_they_cannot(
     run_server: RunServer, site_file: SiteFile
 ) -> None:
-    server = run_server(_plan(1, Lora(aggregate="freeze_a")))
+    server = run_server(plan_of(1, Lora(aggregate="freeze_a")))
     file = site_file("a", server.endpoint)
     session = LocalSession(options(file, 1, None, "auto", "keep"))
 
     with pytest.raises(UnsupportedError, match=r"only flare_adapters\.huggingface"):
-        session.join(_adapted(0), playable=100, horizon="")
+        session.join(adapted(0), playable=100, horizon="")
 
 
 def _train(model: Any, folder: Path, file: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, final, get_args
 
 import msgspec
 import pytest
@@ -19,11 +19,13 @@ from transformers import Trainer
 from adapters.huggingface_runs import untrained
 from adapters.scripts import recovering_huggingface as script
 from deployed import Deployment, deployment
-from flare_adapters._torch import LocalSession, Wire, options
-from flare_adapters.huggingface._peft import names_on_wire
+from flare_adapters._torch import LocalSession, options
+from flare_adapters.huggingface._lora import wire_of
 from flare_adapters.huggingface._recovery import saves_rounds
+from flare_adapters.huggingface._residual import add_residual
 from flare_adapters.huggingface._saved import load_weights, read_loop
-from flare_core import ConfigurationError, Plan, Scaffold, Schedule, Selection
+from flare_core import ConfigurationError, Lora, Plan, Scaffold, Schedule, Selection
+from flare_core._lora import Residual
 from flare_core.management._unchanged import adapted
 from site_scripts import WAIT_S
 
@@ -37,6 +39,12 @@ PLANS = {
     ),
 }
 PLANS["scaffold"] = msgspec.structs.replace(PLANS["steps"], local=Scaffold())
+PLANS |= {
+    residual: msgspec.structs.replace(
+        PLANS["steps"], lora=Lora(aggregate="product", rank=6, residual=residual)
+    )
+    for residual in get_args(Residual)
+}
 Trace: TypeAlias = list[list[Any]]
 pytestmark = pytest.mark.timeout(200)  # a process imports the frameworks
 
@@ -100,11 +108,13 @@ class Torn:
         self._folder, self._run = folder, folder.name
         deployed.create(self._run, PLANS[kind])
         site = deployed.site("torn", self._run)
-        rounds = "steps" if kind == "scaffold" else kind
+        rounds = kind if kind == "epochs" else "steps"
         self._arguments = [site, folder, rounds, says]
         folder.mkdir()
         os.mkfifo(folder / "gate")
-        model = script.net(rounds)  # not in a thread: it sets the seed of all
+        # not in a thread: they set the seed of all
+        model = script.net(rounds)
+        add_residual(model, PLANS[kind].lora)
         self._other = pool.submit(
             wander, deployed.site("wanderer", self._run), model, PLANS[kind]
         )
@@ -161,7 +171,7 @@ def wander(file: Path, model: nn.Module, plan: Plan) -> None:
     """Play a site that adds a number to what it exchanges."""
     every_n_steps = plan.schedule.every_n_steps
     session = LocalSession(options(file, None, every_n_steps, "auto", "keep"))
-    session.join(model, playable=100, horizon="", wire=Wire(names=names_on_wire(model)))
+    session.join(model, playable=100, horizon="", wire=wire_of(model, plan.lora))
     while not session.final:
         with torch.no_grad():
             for parameter in model.parameters():
@@ -252,8 +262,9 @@ def test_rounds_of_steps_of_a_script_that_says_nothing(start: Start) -> None:
     assert torn.blake3() == calm.blake3()
 
 
-def test_what_scaffold_keeps_goes_on(start: Start) -> None:
-    calm, torn = (start(run, "scaffold", "callback") for run in ("calm", "torn"))
+@pytest.mark.parametrize("kind", ["scaffold", *get_args(Residual)])
+def test_what_is_kept_beside_the_weights_goes_on(kind: str, start: Start) -> None:
+    calm, torn = (start(run, kind, "callback") for run in ("calm", "torn"))
     calm.ends()
 
     torn.dies("saved")
