@@ -33,6 +33,9 @@ class Envelope:
         run: The run's own name.
         layout: Of what is exchanged.
 
+    Attributes:
+        name: Of the site in the run, for files.
+
     Raises:
         ConfigurationError: If the site has no group key.
     """
@@ -47,6 +50,7 @@ class Envelope:
             )
             raise ConfigurationError(msg)
         self._key = GroupKey.read(Path(site.group_key))
+        self.name = f"{site.name}-{run}"
         self._site = site.name
         self._run = run
         self._layout = layout

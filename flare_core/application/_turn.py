@@ -1,6 +1,8 @@
 """A site's turn to combine the updates of all."""
 
-import tempfile
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import final
 
@@ -119,6 +121,17 @@ class Turn:
         return self._aggregator.published(name, stream)
 
 
+@contextmanager
+def _emptied(folder: Path) -> Generator[Path]:
+    """Leave nothing in a folder, and find nothing there: models lie in it, unsealed."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 def take_turn(
     combine: Combine,
     *,
@@ -136,14 +149,14 @@ def take_turn(
         layout: Of the global model.
         envelope: Opens what arrives.
         fetching: Gets it.
-        folder: For the updates and the model, meanwhile: it needs room for all.
+        folder: For one with the updates and the model, meanwhile: it needs room for
+            all.  What a process left that was killed in its turn, is removed.
     """
     file = fetching.model(combine.model)
     if not isinstance(file, memoryview):
         return file
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="turn-", dir=folder) as path:
-        spool = Spool(Path(path))
+    with _emptied(folder / f"turn-{envelope.name}") as own:
+        spool = Spool(own)
         spool.make()
         turn = Turn(
             plan,

@@ -124,6 +124,8 @@ def test_whoever_combines_comes_to_the_same_bits(
             file = _file(deployed, site)
             return pool.submit(play, file, _INITIAL, wander(site))
 
+        left = Path(_file(deployed, "b")).with_name("turn-b-demo")
+        (left / "models").mkdir(parents=True)  # by one that was killed in its turn
         sites = [start("b"), start("c")]
         dying = _Dying(deployed)
         if killed == "server":
@@ -137,6 +139,7 @@ def test_whoever_combines_comes_to_the_same_bits(
         sites.append(start("a"))
 
         assert all(one.result(WAIT_S) == star for one in sites)
+        assert not list(deployed.path.rglob("turn-*"))
         info = deployed.ended("demo")
         assert (info.state, info.rounds, info.error) == ("finished", 3, "")
         assert all(one.level != "wrong" for one in check_server(deployed.folder))
