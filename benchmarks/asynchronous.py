@@ -12,18 +12,15 @@ the sites find a mean loss of 0.43 or less on all test patients; the time is tha
 rounds until then, without starting and ending processes.
 """
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-import msgspec
 import typer
 from _report import JsonFile, Quick, Report
+from _simulated import simulate
 
-from flare_core.application import Result, RoundRecord
+from flare_core.application import RoundRecord
 
-_COMMAND = Path(sys.executable).with_name("flare")
 _EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 _TOPOLOGIES = {
     "star": ["topology.name=star"],
@@ -102,24 +99,17 @@ def _play(settings: list[str], seed: int) -> list[RoundRecord]:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "train.py")
         script.write_text(_SCRIPT)
-        options = [word for one in (*settings, *_STOP) for word in ("--set", one)]
-        subprocess.run(
-            [
-                *(_COMMAND, "simulate", script, "--sites", "4", "--run-dir", "run"),
-                *("--rounds", str(_MOST_ROUNDS), *options),
-                *("--", str(seed), "0.2", "1.0", _EXAMPLES),
-            ],
-            cwd=folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
+        run = simulate(
+            script,
+            *(seed, "0.2", "1.0", _EXAMPLES),
+            sites=4,
+            rounds=_MOST_ROUNDS,
+            settings=(*settings, *_STOP),
         )
-        run = Path(folder, "run")
-        result = msgspec.json.decode((run / "result.json").read_bytes(), type=Result)
-        if not result.stopped:
-            msg = f"the target was not reached in {_MOST_ROUNDS} rounds: {settings}"
-            raise RuntimeError(msg)
-        lines = (run / "rounds.jsonl").read_bytes().splitlines()
-        return [msgspec.json.decode(line, type=RoundRecord) for line in lines]
+    if not run.result.stopped:
+        msg = f"the target was not reached in {_MOST_ROUNDS} rounds: {settings}"
+        raise RuntimeError(msg)
+    return run.records
 
 
 def _mean_staleness(rounds: list[RoundRecord]) -> float:

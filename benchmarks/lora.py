@@ -19,18 +19,13 @@ In *unequal ranks* the sites have ranks 4, 8, 8 and 16.
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import final
 
-import msgspec
 import typer
 from _report import JsonFile, Quick, Report
+from _simulated import Simulated, simulate
 
-from flare_core.application import Result, RoundRecord
-
-_COMMAND = Path(sys.executable).with_name("flare")
 _HERE = Path(__file__).resolve().parent
 _EXAMPLES = _HERE.parent / "examples"
 _ROUNDS = 3
@@ -59,20 +54,6 @@ _CASES = {
 _QUICK = ("product",)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Played:
-    """What came of a run.
-
-    Attributes:
-        result: How it ended.
-        records: Of its rounds.
-    """
-
-    result: Result
-    records: list[RoundRecord]
-
-
 def main(json_file: JsonFile = None, *, quick: Quick = False) -> None:
     """Print what came of each way."""
     report = Report("lora")
@@ -84,7 +65,7 @@ def main(json_file: JsonFile = None, *, quick: Quick = False) -> None:
     report.finish(json_file)
 
 
-def _add(report: Report, case: str, played: Played) -> None:
+def _add(report: Report, case: str, played: Simulated) -> None:
     first, last = played.records[0], played.records[-1]
     report.add(f"{case}: loss", "", [played.result.metrics["eval_loss"]])
     megabytes = sum(one.bytes_up + one.bytes_down for one in played.records) / 1e6
@@ -107,28 +88,13 @@ def _model(folder: Path) -> str:
     return str(folder)
 
 
-def _play(way: str, ranks: tuple[str, ...], model: str, rounds: int) -> Played:
+def _play(way: str, ranks: tuple[str, ...], model: str, rounds: int) -> Simulated:
     settings = [f"lora.aggregate={way}"]
     if ranks == _UNEQUAL:
         settings.append("lora.rank=16")
-    with tempfile.TemporaryDirectory() as folder:
-        options = [word for one in settings for word in ("--set", one)]
-        script = _HERE / "_strategies" / "causal_lm_site.py"
-        arguments = ["0", str(_EXAMPLES), str(rounds), model, *ranks]
-        subprocess.run(
-            [
-                *(_COMMAND, "simulate", script, "--sites", "4", "--run-dir", "run"),
-                *("--rounds", str(rounds), *options, "--", *arguments),
-            ],
-            cwd=folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        run = Path(folder, "run")
-        result = msgspec.json.decode((run / "result.json").read_bytes(), type=Result)
-        lines = (run / "rounds.jsonl").read_bytes().splitlines()
-        records = [msgspec.json.decode(line, type=RoundRecord) for line in lines]
-    return Played(result, records)
+    script = _HERE / "_strategies" / "causal_lm_site.py"
+    arguments = ["0", _EXAMPLES, rounds, model, *ranks]
+    return simulate(script, *arguments, sites=4, rounds=rounds, settings=settings)
 
 
 if __name__ == "__main__":

@@ -28,20 +28,14 @@ for in powers of about three on the heart data, with a seed that is not among th
 here, and are the same for all three.
 """
 
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-import msgspec
 import typer
 from _report import JsonFile, Quick, Report
+from _simulated import simulate
 
-from flare_core.application import Result, RoundRecord
-
-_COMMAND = Path(sys.executable).with_name("flare")
 _HERE = Path(__file__).resolve().parent
 _EXAMPLES = _HERE.parent / "examples"
 
@@ -147,29 +141,20 @@ def _play(task: Task, strategy: str, seed: int) -> Played:
     settings = [one.replace("METRIC", task.metric) for one in _STRATEGIES[strategy]]
     # in turn, each round is of one site only
     rounds = task.rounds * (task.sites if strategy == "cyclic" else 1)
-    with tempfile.TemporaryDirectory() as folder:
-        options = [word for one in settings for word in ("--set", one)]
-        subprocess.run(
-            [
-                *(_COMMAND, "simulate", _HERE / "_strategies" / task.script),
-                *("--sites", str(task.sites), "--rounds", str(rounds), *options),
-                *("--run-dir", "run", "--", str(seed), _EXAMPLES, str(task.rounds)),
-            ],
-            cwd=folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        run = Path(folder, "run")
-        result = msgspec.json.decode((run / "result.json").read_bytes(), type=Result)
-        lines = (run / "rounds.jsonl").read_bytes().splitlines()
-    records = [msgspec.json.decode(line, type=RoundRecord) for line in lines]
-    scores = [one.global_metrics.get(task.metric) for one in records]
-    scores.append(result.metrics[task.metric])
+    run = simulate(
+        _HERE / "_strategies" / task.script,
+        *(seed, _EXAMPLES, task.rounds),
+        sites=task.sites,
+        rounds=rounds,
+        settings=settings,
+    )
+    scores = [one.global_metrics.get(task.metric) for one in run.records]
+    scores.append(run.result.metrics[task.metric])
     reached = (n for n, score in enumerate(scores) if _reaches(task, score))
     return Played(
-        score=result.metrics[task.metric],
+        score=run.result.metrics[task.metric],
         rounds=next(reached, len(scores)),
-        num_bytes=sum(one.bytes_up + one.bytes_down for one in records),
+        num_bytes=sum(one.bytes_up + one.bytes_down for one in run.records),
     )
 
 
