@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import final
 
@@ -85,7 +86,7 @@ class Aggregator:
         self._publisher = Publisher(layout, plan.encoding, spool)
         self._each = each
         self._spool = spool
-        self._sums: memoryview | None = None
+        self._memory = cache(partial(scratch, spool.folder))  # one for all rounds
         self._batches = tuple(batches(layout))
         self._updates = self._none_yet()
         self._lora = LoraFactors(plan, layout, strategy, spool.folder, each)
@@ -178,12 +179,6 @@ class Aggregator:
         if not initial:
             return None
         return Moments(self._layout, initial, before.memory, self._spool)
-
-    def _memory(self, num_bytes: int) -> memoryview:
-        """Return the memory of the sums, the same in every round."""
-        if self._sums is None:
-            self._sums = scratch(self._spool.folder, num_bytes)
-        return self._sums
 
     def _frames(self, start: "_Start") -> Iterator[Frame]:
         yield header(self._layout.tensors)

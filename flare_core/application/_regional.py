@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import final
 
@@ -76,7 +77,7 @@ class RegionalAggregator:
         self._spool = spool
         self._each = each
         self._publisher = Publisher(layout, plan.encoding, spool)
-        self._memory_of_sums: memoryview | None = None
+        self._memory = cache(partial(scratch, spool.folder))  # one for all rounds
         self._updates = self._none_yet()
 
     def published(self, path: Path, stream: bytes) -> Publication:
@@ -186,12 +187,6 @@ class RegionalAggregator:
             num_sites=self._plan.selection.sites,
             by_region=True,
         )
-
-    def _memory(self, num_bytes: int) -> memoryview:
-        """Return the memory of the sums, the same in every round."""
-        if self._memory_of_sums is None:
-            self._memory_of_sums = scratch(self._spool.folder, num_bytes)
-        return self._memory_of_sums
 
 
 def _stream_of(model: GlobalModel) -> bytes:

@@ -1,7 +1,7 @@
 """What is looked at before anything of a site counts."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from flare_core._errors import Refusal
 from flare_core._model import (
@@ -46,18 +46,16 @@ def differing_bases(bases: Mapping[str, str], reference: str = "") -> Iterator[R
             nothing is.
         reference: A site; by default the first one by name.
     """
-    reference = reference or min(bases)
-    for site in sorted(bases):
-        if bases[site] != bases[reference]:
-            yield Refusal(
-                reason="base",
-                site=site,
-                what="frozen base model",
-                expected=f"{_short(bases[reference])} as at site {reference!r}",
-                got=_short(bases[site]),
-                advice="do all sites load the same pretrained weights, in the same "
-                "type? averaging on top of different ones means nothing",
-            )
+    for site, expected, got in _differing(bases, reference, _short):
+        yield Refusal(
+            reason="base",
+            site=site,
+            what="frozen base model",
+            expected=expected,
+            got=got,
+            advice="do all sites load the same pretrained weights, in the same type? "
+            "averaging on top of different ones means nothing",
+        )
 
 
 def differing_scales(
@@ -93,22 +91,16 @@ def differing_seals(seals: Mapping[str, str], reference: str = "") -> Iterator[R
         seals: Hash of the layout, by site; empty where nothing is sealed.
         reference: A site; by default the first one by name.
     """
-    reference = reference or min(seals)
-    for site in sorted(seals):
-        if seals[site] != seals[reference]:
-            yield Refusal(
-                reason="layout",
-                site=site,
-                what="layout of the sealed model",
-                expected=f"{_hash(seals[reference])} as at site {reference!r}",
-                got=_hash(seals[site]),
-                advice="do all sites exchange the same tensors of the same model? the "
-                "server cannot see which of them differ",
-            )
-
-
-def _hash(layout: str) -> str:
-    return f"hash {layout[:12]}" if layout else "nothing sealed"
+    for site, expected, got in _differing(seals, reference, _hash):
+        yield Refusal(
+            reason="layout",
+            site=site,
+            what="layout of the sealed model",
+            expected=expected,
+            got=got,
+            advice="do all sites exchange the same tensors of the same model? the "
+            "server cannot see which of them differ",
+        )
 
 
 def differing_schedules(
@@ -120,17 +112,15 @@ def differing_schedules(
         schedules: In words, by site.
         reference: A site; by default the first one by name.
     """
-    reference = reference or min(schedules)
-    for site in sorted(schedules):
-        if schedules[site] != schedules[reference]:
-            yield Refusal(
-                reason="schedule",
-                site=site,
-                what="schedule",
-                expected=f"{schedules[reference]} as at site {reference!r}",
-                got=schedules[site],
-                advice="set it in the plan, under [schedule], for all",
-            )
+    for site, expected, got in _differing(schedules, reference, str):
+        yield Refusal(
+            reason="schedule",
+            site=site,
+            what="schedule",
+            expected=expected,
+            got=got,
+            advice="set it in the plan, under [schedule], for all",
+        )
 
 
 def inadmissible(
@@ -303,6 +293,21 @@ def _update_refusal(
         got=got,
         advice=advice,
     )
+
+
+def _differing(
+    said: Mapping[str, str], reference: str, words: Callable[[str], str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield each site that says something else, with what was expected and said."""
+    reference = reference or min(said)
+    expected = f"{words(said[reference])} as at site {reference!r}"
+    for site in sorted(said):
+        if said[site] != said[reference]:
+            yield site, expected, words(said[site])
+
+
+def _hash(layout: str) -> str:
+    return f"hash {layout[:12]}" if layout else "nothing sealed"
 
 
 def _short(fingerprint: str) -> str:

@@ -255,29 +255,36 @@ def test_a_sum_that_cannot_be_right_is_refused(
     run_server: RunServer,
 ) -> None:
     server = run_server(_plan(1, topology={"name": topology}, rounds=1))
+    sums = b"".join(pack(flare.ModelState({"w": np.ones(1)})))
+    short = sums[: None if num_bytes == 8 else -4]
+    offer = Offer(
+        stream=stream_id(),
+        num_bytes=len(short),
+        round_number=0,
+        num_examples=2,
+        short=short,
+        summands=tuple(Summand(site=f"s{n % 7}", num_examples=n) for n in counts),
+        weight=weight,
+    )
+
+    answer = _handed_in(server, offer)
+
+    assert isinstance(answer, Refused)
+    assert expected in answer.refusal.expected
+
+
+def _handed_in(server: RunningServer, offer: Offer) -> object:
+    """Play a region up to round 0, hand in a sum, and return the answer."""
     with closing(Stranger(server.endpoint)) as region:
         region.join("region", flare.ModelState(model(1)).layout)
         region.hear()
         first = pack(flare.ModelState(model(1)))
         assert isinstance(region.hand_in(first, round_number=-1), Committed)
         assert isinstance(region.hear(), Start)
-        sums = pack(flare.ModelState({"w": np.ones(1)}))
-        short = b"".join(sums)[: None if num_bytes == 8 else -4]
-        summands = tuple(Summand(site=f"s{n % 7}", num_examples=n) for n in counts)
-        offer = Offer(
-            stream=stream_id(),
-            num_bytes=len(short),
-            round_number=0,
-            num_examples=2,
-            short=short,
-            summands=summands,
-            weight=weight,
-        )
         region.say(offer)
-        region.say(Commit(stream=offer.stream, digest=xxhash.xxh3_128_digest(short)))
-        answer = region.hear()
-        assert isinstance(answer, Refused)
-        assert expected in answer.refusal.expected
+        digest = xxhash.xxh3_128_digest(offer.short)
+        region.say(Commit(stream=offer.stream, digest=digest))
+        return region.hear()
 
 
 @pytest.mark.parametrize("squared_norm", [-0.1, -3.0, np.nan])
@@ -303,15 +310,7 @@ def test_a_length_that_is_none_is_refused_with_its_site(
         weight=1.0,
     )
 
-    with closing(Stranger(server.endpoint)) as region:
-        region.join("region", flare.ModelState(model(1)).layout)
-        region.hear()
-        first = pack(flare.ModelState(model(1)))
-        assert isinstance(region.hand_in(first, round_number=-1), Committed)
-        assert isinstance(region.hear(), Start)
-        region.say(offer)
-        region.say(Commit(stream=offer.stream, digest=xxhash.xxh3_128_digest(sums)))
-        answer = region.hear()
+    answer = _handed_in(server, offer)
 
     assert isinstance(answer, Refused)
     assert answer.refusal.expected == "a squared length, at least 0, of its site 's1'"
