@@ -13,7 +13,8 @@ on 32 other texts, 8 of each kind.
 
 Beside it: how far what came out is from the mean of the products B A, relative to that,
 in the first round and in the last, and how far averaging the factors would have been.
-In *unequal ranks* the sites have ranks 4, 8, 8 and 16.
+In *unequal ranks* the sites have ranks 4, 8, 8 and 16; *kept* means that they keep, as
+an adapter that is not trained, what theirs cannot hold of the global ranks.
 """
 
 import subprocess
@@ -42,14 +43,22 @@ model.hf_quantizer, model.is_quantized, model.quantization_method = None, False,
 model.save_pretrained(out)
 """
 _CASES = {
-    "fedavg (FedIT)": ("fedavg", _EQUAL),
-    "product": ("product", _EQUAL),
-    "freeze_a (FFA)": ("freeze_a", _EQUAL),
-    "alternate (RoLoRA)": ("alternate", _EQUAL),
-    "share_a (FedSA)": ("share_a", _EQUAL),
-    "fedsvd": ("fedsvd", _EQUAL),
-    "product, unequal ranks": ("product", _UNEQUAL),
-    "pad (HetLoRA), unequal ranks": ("pad", _UNEQUAL),
+    "fedavg (FedIT)": (["aggregate=fedavg"], _EQUAL),
+    "product": (["aggregate=product"], _EQUAL),
+    "freeze_a (FFA)": (["aggregate=freeze_a"], _EQUAL),
+    "alternate (RoLoRA)": (["aggregate=alternate"], _EQUAL),
+    "share_a (FedSA)": (["aggregate=share_a"], _EQUAL),
+    "fedsvd": (["aggregate=fedsvd"], _EQUAL),
+    "product, rank 32, kept": (
+        ["aggregate=product", "rank=32", "residual=adapter"],
+        _EQUAL,
+    ),
+    "stack (FLoRA), rank 40": (
+        ["aggregate=stack", "rank=40", "fresh=8", "residual=adapter"],
+        _EQUAL,
+    ),
+    "product, unequal ranks": (["aggregate=product", "rank=16"], _UNEQUAL),
+    "pad (HetLoRA), unequal ranks": (["aggregate=pad", "rank=16"], _UNEQUAL),
 }
 _QUICK = ("product",)
 
@@ -88,10 +97,10 @@ def _model(folder: Path) -> str:
     return str(folder)
 
 
-def _play(way: str, ranks: tuple[str, ...], model: str, rounds: int) -> Simulated:
-    settings = [f"lora.aggregate={way}"]
-    if ranks == _UNEQUAL:
-        settings.append("lora.rank=16")
+def _play(
+    lora: list[str], ranks: tuple[str, ...], model: str, rounds: int
+) -> Simulated:
+    settings = [f"lora.{one}" for one in lora]
     script = _HERE / "_strategies" / "causal_lm_site.py"
     arguments = ["0", _EXAMPLES, rounds, model, *ranks]
     return simulate(script, *arguments, sites=4, rounds=rounds, settings=settings)

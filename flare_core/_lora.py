@@ -7,6 +7,7 @@ import msgspec
 Aggregate: TypeAlias = Literal[
     "auto",
     "product",
+    "stack",
     "fedavg",
     "freeze_a",
     "alternate",
@@ -31,17 +32,22 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             second.  With ``"freeze_a"`` sites train B only, with ``"alternate"`` B and
             A in turn, with ``"share_a"`` B stays at its site: so averages are exact.
             ``"fedsvd"`` is ``"freeze_a"`` with another A in each round, and ``"pad"``
-            is ``"fedavg"`` weighed by the lengths of the products.
+            is ``"fedavg"`` weighed by the lengths of the products.  With ``"stack"``
+            the mean of the products goes to the `residual` as a whole, and sites begin
+            each round with a B of 0.
         rank: That of the global factors, where sites may have other ones up to this,
             and other scales; if not set, all sites must have the same.
         residual: What sites do with the global ranks that theirs cannot hold:
             ``"drop"`` them, keep them as a second, frozen ``"adapter"``, or ``"fold"``
             them into the weights of the base.
+        fresh: How many of the global ranks are for what sites train in a round, with
+            ``"stack"``; none of them has a higher one.
     """
 
     aggregate: Aggregate = "auto"
     rank: Annotated[int, msgspec.Meta(ge=1)] | None = None
     residual: Residual = "drop"
+    fresh: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.aggregate in _TRAINED_IN_PART:
@@ -51,12 +57,29 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             )
             raise ValueError(msg)
         if self.residual != "drop" and (
-            self.rank is None or self.aggregate != "product"
+            self.rank is None or self.aggregate not in {"product", "stack"}
         ):
             msg = (
                 f"lora.residual = {self.residual!r} is for the ranks beyond those of "
                 "the sites that the products of all have: expected lora.rank, and "
-                f"lora.aggregate = 'product', not {self.aggregate!r}"
+                f"lora.aggregate = 'product' or 'stack', not {self.aggregate!r}"
+            )
+            raise ValueError(msg)
+        if (self.aggregate == "stack") != (self.fresh is not None):
+            msg = (
+                "lora.aggregate = 'stack' and lora.fresh, the highest rank of a site, "
+                f"go together: expected both or none, got {self.aggregate!r} and "
+                f"{self.fresh}"
+            )
+            raise ValueError(msg)
+        if self.fresh is not None and (
+            self.residual == "drop" or self.rank is None or self.rank <= self.fresh
+        ):
+            msg = (
+                "lora.aggregate = 'stack' keeps what all have learned beside what "
+                "sites train: expected lora.residual = 'adapter' or 'fold', and "
+                f"lora.rank above lora.fresh = {self.fresh}, got {self.residual!r} "
+                f"and {self.rank}"
             )
             raise ValueError(msg)
 
@@ -64,6 +87,11 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def concerns_sites(self) -> bool:
         """Whether sites have to do something for it."""
         return self.rank is not None or self.aggregate in _TRAINED_IN_PART
+
+    @property
+    def place(self) -> int:
+        """The first of the global ranks that are a site's own."""
+        return 0 if self.rank is None or self.fresh is None else self.rank - self.fresh
 
     @property
     def takes_turns(self) -> bool:

@@ -29,8 +29,9 @@ def wire_of(model: nn.Module, lora: Lora) -> Wire:
         scales = {names.get(pair.b, pair.b): pair.scale for pair in pairs}
         return Wire(names=names, private=private, scales=scales, lora=True)
     for pair in pairs:
-        _refuse_higher(pair, lora.rank)
-    form = OfRank(lora.rank, pairs, names, _residual(model, lora))
+        _refuse_higher(pair, lora)
+    residual = _residual(model, lora)
+    form = OfRank(lora.rank, lora.place, pairs, names, residual)
     return Wire(names=names, private=private_names(model), form=form, lora=True)
 
 
@@ -62,10 +63,11 @@ def _frozen(lora: Lora, round_number: int) -> _Side:
     return "A"  # first, as B is 0 in the beginning, so that A would learn nothing
 
 
-def _refuse_higher(pair: Pair, rank: int) -> None:
-    if pair.rank > rank:
+def _refuse_higher(pair: Pair, lora: Lora) -> None:
+    name, most = ("rank", lora.rank) if lora.fresh is None else ("fresh", lora.fresh)
+    if most is not None and pair.rank > most:
         msg = (
             f"LoRA weights {pair.a!r} have rank {pair.rank}: expected at most "
-            f"lora.rank = {rank} of the plan; raise that, or give them a lower r"
+            f"lora.{name} = {most} of the plan; raise that, or give them a lower r"
         )
         raise ConfigurationError(msg)

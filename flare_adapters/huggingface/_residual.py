@@ -68,7 +68,7 @@ def add_residual(model: Any, lora: Lora) -> None:
     pairs = lora_pairs(model)
     for pair in pairs:
         _refuse_to_keep(pair, model)
-    ranks = _missing(pairs, lora)
+    ranks = _beside(pairs, lora)
     if not ranks:
         return
     (adapter,) = adapters_of(model)
@@ -103,13 +103,14 @@ def forget_residual(model: Any, lora: Lora) -> None:
         model.delete_adapter(RESIDUAL)
 
 
-def _missing(pairs: Sequence[Pair], lora: Lora) -> dict[str, int]:
-    """Return how many ranks modules lack, by PEFT's names, if any."""
+def _beside(pairs: Sequence[Pair], lora: Lora) -> dict[str, int]:
+    """Return how many ranks are kept beside modules, by PEFT's names, if any."""
     assert lora.rank is not None  # noqa: S101 - the plan says so with a residual
     return {
-        pair.module.removeprefix("base_model.model."): lora.rank - pair.rank
+        pair.module.removeprefix("base_model.model."): lora.place
+        or lora.rank - pair.rank
         for pair in pairs
-        if pair.rank < lora.rank
+        if lora.place or pair.rank < lora.rank
     }
 
 

@@ -126,6 +126,7 @@ def _emptied(folder: Path) -> Generator[Path]:
     """Leave nothing in a folder, and find nothing there: models lie in it, unsealed."""
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     try:
         yield folder
     finally:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TypeAlias, final
 
 from flare_core._errors import ConfigurationError
+from flare_core._lora import Lora
 from flare_core._pairs import first
 from flare_core._plan import Plan
 from flare_core.federation._low_rank import (
@@ -57,7 +58,7 @@ def lora_rule(plan: Plan, strategy: Strategy) -> LoraRule:
     obstacle = f"{pair.other}: {pair.why}" if pair else ""
     if name == "auto" and obstacle:
         return LoraRule("fedavg", factor_mean, instead_of=obstacle)
-    way = _rule("product" if name == "auto" else name, turned=bool(plan.lora.rank))
+    way = _rule("product" if name == "auto" else name, plan.lora)
     if obstacle and not way.by_factor:
         msg = (
             f"lora.aggregate = {name!r} makes factors that do not follow from those of "
@@ -68,12 +69,15 @@ def lora_rule(plan: Plan, strategy: Strategy) -> LoraRule:
     return way
 
 
-def _rule(name: str, *, turned: bool) -> LoraRule:
-    """Return a way by its name; `turned` if the first ranks must be the best ones."""
+def _rule(name: str, lora: Lora) -> LoraRule:
     match name:
         case "product":
-            gauge: Gauge = "balanced" if turned else "kept"
+            # sites of a lower rank take the first ones, which must be the best
+            gauge: Gauge = "kept" if lora.rank is None else "balanced"
             combine = partial(product_mean, gauge=gauge)
+            return LoraRule(name, combine, by_factor=False)
+        case "stack":
+            combine = partial(product_mean, gauge="balanced", free=lora.fresh or 0)
             return LoraRule(name, combine, by_factor=False)
         case "fedsvd":
             combine = partial(product_mean, gauge="orthonormal")

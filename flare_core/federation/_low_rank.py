@@ -51,7 +51,10 @@ class Losses:
 
 
 def product_mean(
-    updates: Sequence[Factors], weights: Sequence[float], gauge: Gauge = "kept"
+    updates: Sequence[Factors],
+    weights: Sequence[float],
+    gauge: Gauge = "kept",
+    free: int = 0,
 ) -> tuple[Factors, Losses]:
     r"""Return the factors whose product is nearest to the mean of the products.
 
@@ -74,13 +77,14 @@ def product_mean(
             that all updates agree on, to the bit, come back as they are;
             ``"orthonormal"`` for :math:`B = U S` and :math:`A = V^T` (FedSVD, Lee et
             al., NeurIPS 2025, https://arxiv.org/abs/2505.12805).
+        free: In how many of the last ranks B is 0.
 
     Raises:
         numpy.linalg.LinAlgError: If the values are too large.
     """
     if gauge == "kept" and _agree(updates):
         return updates[0], _none_lost(updates[0])
-    core = _Core.of(updates, weights)
+    core = _Core.of(updates, weights, free)
     left, values, right = core.decomposed
     rows, lengths = core.spare(right)
     roots = np.sqrt(values)
@@ -148,7 +152,8 @@ class _Core:
         right: Basis of the rows, as columns.
         mean: The mean of the products, in them.
         values: All its singular values.
-        decomposed: Its singular value decomposition, up to the rank, without zeros.
+        decomposed: Its singular value decomposition, up to `most`, without zeros.
+        most: How many singular values come out.
     """
 
     updates: Sequence[Factors]
@@ -158,9 +163,12 @@ class _Core:
     mean: _Matrix
     values: _Matrix
     decomposed: tuple[_Matrix, _Matrix, _Matrix]
+    most: int
 
     @classmethod
-    def of(cls, updates: Sequence[Factors], weights: Sequence[float]) -> "_Core":
+    def of(
+        cls, updates: Sequence[Factors], weights: Sequence[float], free: int = 0
+    ) -> "_Core":
         total = sum(weights)
         pairs = [
             (math.sqrt(weight / total), one)
@@ -171,7 +179,9 @@ class _Core:
         right, of_a = np.linalg.qr(np.hstack([root * one.a.T for root, one in pairs]))
         mean = of_b @ of_a.T
         u, values, v = np.linalg.svd(mean, full_matrices=False)
-        live = min(int(np.sum(values > _negligible(values, mean))), updates[0].rank)
+        live = int(np.sum(values > _negligible(values, mean)))
+        most = updates[0].rank - free
+        live = min(live, most)
         return cls(
             updates=[one for _, one in pairs],
             weights=[root**2 for root, _ in pairs],
@@ -180,6 +190,7 @@ class _Core:
             mean=mean,
             values=values,
             decomposed=(u[:, :live], values[:live], v[:live]),
+            most=most,
         )
 
     @property
@@ -188,7 +199,7 @@ class _Core:
 
     @property
     def least(self) -> float:
-        return float(np.sum(self.values[self.rank :] ** 2))
+        return float(np.sum(self.values[self.most :] ** 2))
 
     @property
     def averaged(self) -> Factors:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, TypeAlias, final
 
 import msgspec
+import numpy as np
 
 from flare_core._model import Array
 from flare_core.federation._fold import Part
@@ -92,5 +93,6 @@ def _gathered(velocity: Array, momentum: float, delta: Array) -> Array:
 
 def _moved(mean: Array, delta: Array, step: Array) -> Array:
     """Return the model a step away; if that is delta itself, the mean, bit for bit."""
-    moved: Array = mean - (delta - step)
+    missing = delta - step
+    moved: Array = np.where(missing == 0, mean, mean - missing)  # -0.0 - 0.0 is 0.0
     return moved

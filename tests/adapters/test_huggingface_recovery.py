@@ -45,6 +45,8 @@ PLANS |= {
     )
     for residual in get_args(Residual)
 }
+STACK = Lora(aggregate="stack", rank=8, fresh=2, residual="adapter")
+PLANS["stack"] = msgspec.structs.replace(PLANS["steps"], lora=STACK)
 Trace: TypeAlias = list[list[Any]]
 pytestmark = pytest.mark.timeout(200)  # a process imports the frameworks
 
@@ -262,7 +264,7 @@ def test_rounds_of_steps_of_a_script_that_says_nothing(start: Start) -> None:
     assert torn.blake3() == calm.blake3()
 
 
-@pytest.mark.parametrize("kind", ["scaffold", *get_args(Residual)])
+@pytest.mark.parametrize("kind", ["scaffold", "stack", *get_args(Residual)])
 def test_what_is_kept_beside_the_weights_goes_on(kind: str, start: Start) -> None:
     calm, torn = (start(run, kind, "callback") for run in ("calm", "torn"))
     calm.ends()

@@ -26,9 +26,10 @@ from adapters.lora_sites import (
 from adapters.scripts.huggingface_site import arguments, llama, rows
 from adapters.test_huggingface_peft import logits, train
 from flare_adapters.huggingface import FLCallback
+from flare_adapters.huggingface._pairs import lora_pairs
 from flare_adapters.huggingface._peft import RESIDUAL
 from flare_adapters.huggingface._residual import add_residual
-from flare_core import Lora, Schedule, UnsupportedError
+from flare_core import ConfigurationError, Lora, Schedule, UnsupportedError
 from flare_core._lora import Residual
 from support import RunServer, SiteFile
 
@@ -60,9 +61,15 @@ def _weights(model: Any) -> list[Matrix]:
         ]
 
 
-@pytest.mark.parametrize("residual", ["adapter", "fold"])
+def _stack(residual: Residual) -> Lora:
+    return Lora(aggregate="stack", rank=_WHOLE + 8, fresh=8, residual=residual)
+
+
+@pytest.mark.parametrize(
+    "lora", [_lora("adapter"), _lora("fold"), _stack("adapter"), _stack("fold")]
+)
 def test_sites_of_small_ranks_have_the_whole_mean_of_all_rounds(
-    residual: Residual, run_server: RunServer, site_file: SiteFile
+    lora: Lora, run_server: RunServer, site_file: SiteFile
 ) -> None:
     models = [
         adapted(number, r=r, lora_alpha=alpha)
@@ -71,7 +78,7 @@ def test_sites_of_small_ranks_have_the_whole_mean_of_all_rounds(
 
     server, seen = federate(
         models,
-        plan_of(4, _lora(residual), rounds=3),
+        plan_of(4, lora, rounds=3),
         run_server,
         site_file,
         measure=_weights,
@@ -84,6 +91,34 @@ def test_sites_of_small_ranks_have_the_whole_mean_of_all_rounds(
     for record in records_of(server):
         assert record.lora is not None
         assert record.lora.error < 1e-6
+
+
+def test_where_products_are_stacked_a_round_begins_with_a_b_of_0(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    models = [adapted(0, r=4), adapted(1, r=8)]
+    before = list[bool]()
+
+    def noted(model: Any, seed: int) -> None:
+        b = [model.get_parameter(pair.b) for pair in lora_pairs(model)]
+        before.append(any(one.any() for one in b))
+        learn(model, seed)
+
+    plan = plan_of(2, _stack("adapter"), rounds=3)
+    federate(models, plan, run_server, site_file, learn=noted)
+
+    assert before == [False] * 6
+    for model in models:
+        assert all(model.get_parameter(one.a).any(1).all() for one in lora_pairs(model))
+
+
+def test_a_rank_above_what_is_fresh_is_refused(
+    run_server: RunServer, site_file: SiteFile
+) -> None:
+    server = run_server(plan_of(1, _stack("adapter")))
+
+    with pytest.raises(ConfigurationError, match=r"have rank 9: .*at most lora\.f"):
+        play(site_file("a", server.endpoint), adapted(0, r=9), rest, [])
 
 
 def test_what_even_the_global_rank_cannot_hold_is_recorded(
@@ -258,8 +293,22 @@ def test_the_best_model_of_the_trainer_would_lack_it(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"rank": None}, {"aggregate": "auto"}, {"aggregate": "pad"}]
+    ("settings", "what"),
+    [
+        ({"rank": None}, "expected lora.rank, and lora.aggregate"),
+        ({"aggregate": "auto"}, "expected lora.rank, and lora.aggregate"),
+        ({"aggregate": "pad"}, "expected lora.rank, and lora.aggregate"),
+        ({"aggregate": "stack"}, "'stack' and None"),
+        ({"fresh": 4}, "'product' and 4"),
+        ({"aggregate": "stack", "fresh": 8}, "above lora.fresh = 8, got 'fold' and 8"),
+        (
+            {"aggregate": "stack", "fresh": 4, "residual": "drop"},
+            "above lora.fresh = 4, got 'drop' and 8",
+        ),
+    ],
 )
-def test_a_plan_has_it_with_a_rank_and_products_only(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"expected lora\.rank, and lora\.aggregate"):
+def test_what_a_plan_says_of_it_must_go_together(
+    settings: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ValueError, match=what):
         Lora(**{"aggregate": "product", "rank": 8, "residual": "fold", **settings})

@@ -109,10 +109,20 @@ def test_weighing_by_rows_would_not(
         assert counts == {"a": 6 * 3, "b": 10 * 7}
 
 
+@pytest.mark.parametrize(
+    "lora",
+    [
+        TWO_SITES.lora,
+        Lora(aggregate="product", rank=6, residual="adapter"),
+        Lora(aggregate="stack", rank=8, fresh=4, residual="fold"),
+    ],
+    ids=["fedavg", "adapter", "stack, fold"],
+)
 def test_a_site_of_two_ranks_equals_a_site_of_one(
-    run_server: RunServer, site_file: SiteFile, other_site: OtherSite
+    lora: Lora, run_server: RunServer, site_file: SiteFile, other_site: OtherSite
 ) -> None:
-    server, again = run_server(TWO_SITES), run_server(TWO_SITES)
+    plan = msgspec.structs.replace(TWO_SITES, lora=lora)
+    server, again = run_server(plan), run_server(plan)
     one_rank = case("lora", "a", site_file("a", again.endpoint))
     other_site.start(case("lora", "b", site_file("b", again.endpoint)))
     play(one_rank)

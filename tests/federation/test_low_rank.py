@@ -93,6 +93,19 @@ def test_the_factors_are_the_nearest_of_their_rank() -> None:
     assert bound < _norm(mean - _averaged(updates, weights))
 
 
+def test_the_last_ranks_can_be_left_free() -> None:
+    updates, weights = _drifted(4, 0.5, size=96, rank=6), [1.0, 2.0, 3.0, 10.0]
+    mean = _mean(updates, weights)
+    values = np.linalg.svd(mean, compute_uv=False)
+
+    factors, losses = product_mean(updates, weights, "balanced", free=2)
+
+    assert not factors.b[:, 4:].any()
+    bound = float(np.sqrt(np.sum(values[4:] ** 2)))
+    assert _norm(mean - factors.b @ factors.a) == pytest.approx(bound, rel=1e-12)
+    assert losses.made == pytest.approx(bound**2, rel=1e-12)
+
+
 def test_both_factors_have_the_same_lengths_and_directions_apart() -> None:
     factors, _ = product_mean(_drifted(3, 0.5, size=64), [1.0, 1.0, 1.0])
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from averaging import Averaging, DivergedError
@@ -102,6 +102,7 @@ def test_the_first_step_of_adam_is_the_learning_rate_and_not_less(start: Start) 
 
 @settings(max_examples=40)
 @given(st.lists(_UPDATES, min_size=1, max_size=3), st.sampled_from(["f4", "f8", "f2"]))
+@example([[(0.0, 1)], [(-0.0, 1)]], "f4")
 def test_gradient_descent_of_rate_one_at_the_server_is_federated_averaging(
     start: Start, rounds: list[list[tuple[float, int]]], dtype: str
 ) -> None:
