@@ -56,6 +56,7 @@ class Course:
         self._observer = observer
         self._hashes: dict[int, str] = {}
         self._path = Path()
+        self._num_links = 0  # that are not there yet
         self._warned = False
         self.last = plan.rounds
         self.reason = ""
@@ -108,8 +109,9 @@ class Course:
         self._warn(record)
         if self._score(record):
             best, path = self._scores.best, self._spool.best(record.round)
+            self._num_links += 1
             link = partial(link_file, self._path, path)
-            self._worker.do_aside(link, lambda _: self._tell(best, path))
+            self._worker.do_aside(link, lambda _: self._linked(best, path))
 
     def tidy(self) -> None:
         """Remove models that were the best once; the record says so by now."""
@@ -131,7 +133,10 @@ class Course:
             best = self._best(self._scores.best)
             then(structs.replace(result, best=best, stopped=self.reason))
 
-        self._worker.do_aside(lambda: None, in_place)
+        if self._num_links:
+            self._worker.do_aside(lambda: None, in_place)
+        else:
+            in_place(None)
 
     def _best(self, score: Score | None) -> Best | None:
         metric = self._plan.stop.metric
@@ -143,6 +148,10 @@ class Course:
             value=score.value,
             blake3=self._hashes[score.number],
         )
+
+    def _linked(self, best: Score | None, path: Path) -> None:
+        self._num_links -= 1
+        self._tell(best, path)
 
     def _tell(self, score: Score | None, path: Path) -> None:
         if (best := self._best(score)) is not None:

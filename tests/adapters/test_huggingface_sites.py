@@ -25,10 +25,18 @@ TWO_SITES = Plan(
     selection=Selection(sites=2),
     lora=Lora(aggregate="fedavg"),  # a step of the factors, not of their product
 )
-TWO_RANKS = [
-    *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-    *("--nproc-per-node", "2", script.__file__),
-]
+LAUNCHERS = {
+    "torchrun": [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", "2"),
+    ],
+    "accelerate launch": [
+        # several ranks on CPUs need MPI there; these find none of the GPUs
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+        *("--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -110,34 +118,47 @@ def test_weighing_by_rows_would_not(
 
 
 @pytest.mark.parametrize(
-    "lora",
+    ("launcher", "kind", "lora"),
     [
-        TWO_SITES.lora,
-        Lora(aggregate="product", rank=6, residual="adapter"),
-        Lora(aggregate="stack", rank=8, fresh=4, residual="fold"),
+        ("torchrun", "lora", TWO_SITES.lora),
+        ("torchrun", "lora", Lora(aggregate="product", rank=6, residual="adapter")),
+        (
+            "torchrun",
+            "lora",
+            Lora(aggregate="stack", rank=8, fresh=4, residual="fold"),
+        ),
+        ("accelerate launch", "llama", TWO_SITES.lora),
     ],
-    ids=["fedavg", "adapter", "stack, fold"],
+    ids=["fedavg", "adapter", "stack, fold", "accelerate"],
 )
 def test_a_site_of_two_ranks_equals_a_site_of_one(
-    lora: Lora, run_server: RunServer, site_file: SiteFile, other_site: OtherSite
+    launcher: str,
+    kind: str,
+    lora: Lora,
+    *,
+    run_server: RunServer,
+    site_file: SiteFile,
+    other_site: OtherSite,
 ) -> None:
     plan = msgspec.structs.replace(TWO_SITES, lora=lora)
     server, again = run_server(plan), run_server(plan)
-    one_rank = case("lora", "a", site_file("a", again.endpoint))
-    other_site.start(case("lora", "b", site_file("b", again.endpoint)))
+    one_rank = case(kind, "a", site_file("a", again.endpoint))
+    other_site.start(case(kind, "b", site_file("b", again.endpoint)))
     play(one_rank)
     assert other_site.error() == ""
     expected = load_file(one_rank.weights)
 
     two_ranks = case(
-        "lora",
+        kind,
         "a",
         site_file("a", server.endpoint),
         per_device_train_batch_size=3,
         ddp_backend="gloo",
     )
-    ranks = subprocess.Popen([*TWO_RANKS, msgspec.json.encode(two_ranks)])
-    play(case("lora", "b", site_file("b", server.endpoint)))
+    described = msgspec.json.encode(two_ranks).decode()
+    command = [*LAUNCHERS[launcher], script.__file__, described]
+    ranks = subprocess.Popen(command)
+    play(case(kind, "b", site_file("b", server.endpoint)))
 
     assert ranks.wait() == 0
     assert distance(load_file(two_ranks.weights), expected) <= 1e-6

@@ -1,7 +1,6 @@
 """Before round 0 sites come and go; the run is that of those who are there then."""
 
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,7 @@ from flare_core.communication import (
     encode,
     pack,
 )
-from site_scripts import WAIT_S, plan, stream_id
+from site_scripts import plan, stream_id
 
 _SITES = ("0", "a", "b")
 _LONG = SHORT_BYTES  # floats: too long to go along with the offer
@@ -114,7 +113,7 @@ class ComingAndGoing(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for name, site in list(self._sites.items()):
-            if not self._begun and site.length != _LONG:
+            if not self._gathered and site.length != _LONG:
                 self.go_away(name)
         for name in _SITES:  # those who are missing come, and nobody goes
             self.come(name, 1)
@@ -132,8 +131,13 @@ class ComingAndGoing(RuleBasedStateMachine):
     def _begun(self) -> bool:
         return any(site.started for site in self._sites.values())
 
-    not_begun = precondition(lambda self: not self._begun)
-    someone = precondition(lambda self: not self._begun and self._sites)
+    @property
+    def _gathered(self) -> bool:
+        """Whether the weights to start from are here: who goes now, leaves a round."""
+        return self._run._rounds.begun
+
+    not_begun = precondition(lambda self: not self._gathered)
+    someone = precondition(lambda self: not self._gathered and self._sites)
 
     @not_begun
     @rule(name=st.sampled_from(_SITES), fits=st.integers(0, 5))
@@ -221,11 +225,8 @@ class ComingAndGoing(RuleBasedStateMachine):
         np.testing.assert_array_equal(self._global(), np.float32(10.5))
         for name in list(self._sites):
             self._run.receive(name, Leave(metrics={}))
-        while not self._run.over:
-            self._settle()
-            aside = threading.Event()
-            self._worker.do_aside(aside.set)
-            assert aside.wait(WAIT_S)
+        self._settle()
+        assert self._run.over
         assert self._run.result.error == ""
 
 
