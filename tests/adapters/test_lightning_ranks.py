@@ -49,16 +49,29 @@ def centralised() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "strategy", ["ddp", "FL:ddp", "FL:ddp_spawn", "FL:single_device"]
+    ("launcher", "strategy"),
+    [
+        ([], "ddp"),
+        ([], "FL:ddp"),
+        ([], "FL:ddp_spawn"),
+        ([], "FL:single_device"),
+        (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"], "ddp"),
+    ],
+    ids=["ddp", "FL:ddp", "FL:ddp_spawn", "FL:single_device", "torchrun"],
 )
 def test_a_federation_with_such_a_site_equals_centralised_training(
-    strategy: str, run_server: RunServer, site_file: SiteFile, tmp_path: Path
+    launcher: list[str],
+    strategy: str,
+    run_server: RunServer,
+    site_file: SiteFile,
+    tmp_path: Path,
 ) -> None:
     server = run_server(Plan(rounds=ROUNDS, selection=Selection(sites=2)))
     sites = []
     for index, name in enumerate(("a", "b")):
         file = site_file(name, server.endpoint, index, 2)
-        command = [sys.executable, lightning_site.__file__, "--site", str(file)]
+        command = [sys.executable, *(launcher if index == 0 else [])]
+        command += [lightning_site.__file__, "--site", str(file)]
         command += ["--index", str(index), "--out", str(tmp_path / f"{name}.pt")]
         command += ["--strategy", strategy if index == 0 else "single_device"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
