@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -67,7 +67,7 @@ def add_residual(model: Any, lora: Lora) -> None:
         return
     pairs = lora_pairs(model)
     for pair in pairs:
-        _refuse_to_keep(pair, model)
+        _refuse_to_keep(pair, model, lora)
     ranks = _beside(pairs, lora)
     if not ranks:
         return
@@ -84,7 +84,7 @@ def add_residual(model: Any, lora: Lora) -> None:
         if isinstance(model, PeftModel):
             model.add_adapter(RESIDUAL, config)
         else:
-            model.add_adapter(config, adapter_name=RESIDUAL)
+            inject_adapter_in_model(config, model, RESIDUAL)
     active = [adapter] if lora.residual == "fold" else [adapter, RESIDUAL]
     parameters = dict(model.named_parameters())
     for pair, kept in zip(pairs, _kept(model, pairs), strict=True):
@@ -119,7 +119,7 @@ def _kept(model: nn.Module, pairs: Sequence[Pair]) -> list[Pair | None]:
     return [kept.get(pair.module) for pair in pairs]
 
 
-def _refuse_to_keep(pair: Pair, model: nn.Module) -> None:
+def _refuse_to_keep(pair: Pair, model: nn.Module, lora: Lora) -> None:
     why = ""
     layer: Any = model.get_submodule(pair.module)
     if len(adapters_of(model)) > 1:
@@ -128,10 +128,13 @@ def _refuse_to_keep(pair: Pair, model: nn.Module) -> None:
         why = "it has DoRA, which scales what is added by its length"
     elif any(isinstance(one, DTensor) for one in model.parameters()):
         why = "the model is sharded"
+    elif lora.residual == "adapter" and not isinstance(model, PeftModel):
+        why = "transformers saves no model with two active adapters, as PEFT does"
     if why:
         msg = (
             f"the plan's lora.residual keeps ranks beside those of {pair.a!r}, and "
-            f'{why}: expected one LoRA adapter, or lora.residual = "drop"'
+            f"{why}: expected one LoRA adapter without DoRA, made by get_peft_model, "
+            'on a whole model, or lora.residual = "drop"'
         )
         raise UnsupportedError(msg)
 
