@@ -184,6 +184,7 @@ def test_the_last_word_of_a_server_is_heard_before_the_break() -> None:
     assert site.receive(timeout_s=5) == [b"the last word"]
     assert site.receive(timeout_s=5) is None
     assert site.broken
+    assert site.receive() is None  # and does not wait for more
     site.close()
 
 

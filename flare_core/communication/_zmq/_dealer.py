@@ -169,7 +169,7 @@ class _Line:
 
     def receive(self, timeout_s: float | None) -> list[Frame] | None:
         received = next_message(self._socket)
-        if received is None:
+        if received is None and not self.broken:  # of which nobody would tell again
             events = dict(self._poller.poll(milliseconds(timeout_s)))
             if self._waker.fileno() in events:
                 self._waker.clear()
