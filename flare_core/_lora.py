@@ -33,7 +33,7 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             A in turn, with ``"share_a"`` B stays at its site: so averages are exact.
             ``"fedsvd"`` is ``"freeze_a"`` with another A in each round, and ``"pad"``
             is ``"fedavg"`` weighed by the lengths of the products.  With ``"stack"``
-            the mean of the products goes to the `residual` as a whole, and sites begin
+            the mean of the products goes to the residual as a whole, and sites begin
             each round with a B of 0.
         rank: That of the global factors, where sites may have other ones up to this,
             and other scales; if not set, all sites must have the same.

@@ -41,17 +41,20 @@ def test_the_unit_vectors_from_the_geometric_median_add_up_to_nothing(
 
 @few
 @given(
-    st.lists(
-        st.tuples(st.integers(-50, 50), st.integers(1, 9)),
-        min_size=3,
-        max_size=9,
-        unique_by=lambda pair: pair[0],
-    ).filter(lambda pairs: 2 * max(n for _, n in pairs) > sum(n for _, n in pairs))
+    others=st.lists(
+        st.tuples(st.integers(1, 50), st.sampled_from([-1, 1]), st.integers(1, 9)),
+        min_size=2,
+        max_size=8,
+    ),
+    heaviest=st.integers(-50, 50),
+    more=st.integers(1, 9),
 )
 def test_in_one_dimension_it_is_the_weighted_median(
-    pairs: list[tuple[int, int]],
+    others: list[tuple[int, int, int]], heaviest: int, more: int
 ) -> None:
-    heaviest, _ = max(pairs, key=lambda pair: pair[1])
+    most = sum(n for _, _, n in others) + more
+    pairs = [(heaviest, most)]
+    pairs += [(heaviest + side * distance, n) for distance, side, n in others]
     rule = GeometricMedian(by_examples=True)
 
     found = combined(rule, *(({"w": np.float64(at)}, n) for at, n in pairs))
