@@ -58,6 +58,10 @@ _CASES = {
         _EQUAL,
     ),
     "product, unequal ranks": (["aggregate=product", "rank=16"], _UNEQUAL),
+    "product, unequal ranks, rank 36, kept": (
+        ["aggregate=product", "rank=36", "residual=adapter"],
+        _UNEQUAL,
+    ),
     "pad (HetLoRA), unequal ranks": (["aggregate=pad", "rank=16"], _UNEQUAL),
 }
 _QUICK = ("product",)
