@@ -77,7 +77,7 @@ def product_mean(
             that all updates agree on, to the bit, come back as they are;
             ``"orthonormal"`` for :math:`B = U S` and :math:`A = V^T` (FedSVD, Lee et
             al., NeurIPS 2025, https://arxiv.org/abs/2505.12805).
-        free: In how many of the last ranks B is 0.
+        free: In how many of the last ranks both factors are 0.
 
     Raises:
         numpy.linalg.LinAlgError: If the values are too large.
@@ -231,11 +231,15 @@ class _Core:
         )
 
     def spare(self, alive: _Matrix) -> tuple[_Matrix, _Matrix]:
-        """Return rows, and their lengths, that A can have beside those in use."""
+        """Return rows, and their lengths, that A can have beside those in use.
+
+        What rounding leaves of rows in use is none: nothing could be learnt with it.
+        """
         mean_a = self.averaged.a @ self.right
         beside = mean_a - mean_a @ alive.T @ alive
         _, lengths, rows = np.linalg.svd(beside, full_matrices=False)
-        num_rows = self.rank - len(alive)
+        least = _negligible(np.linalg.norm(mean_a, axis=1), mean_a)
+        num_rows = min(int(np.sum(lengths > least)), self.most - len(alive))
         return rows[:num_rows], lengths[:num_rows]
 
 

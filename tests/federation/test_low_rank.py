@@ -93,6 +93,17 @@ def test_the_factors_are_the_nearest_of_their_rank() -> None:
     assert bound < _norm(mean - _averaged(updates, weights))
 
 
+def test_what_rounding_leaves_of_rows_in_use_is_not_there_to_learn_with() -> None:
+    rng = np.random.default_rng(0)
+    b, a = np.zeros((64, 40)), np.zeros((40, 64))
+    b[:, :8], a[:8] = rng.standard_normal((64, 8)), rng.standard_normal((8, 64))
+
+    factors, losses = product_mean([Factors(b, a)], [1.0], "balanced")
+
+    assert losses.made == pytest.approx(0, abs=1e-20)
+    assert not factors.a[8:].any()
+
+
 def test_the_last_ranks_can_be_left_free() -> None:
     updates, weights = _drifted(4, 0.5, size=96, rank=6), [1.0, 2.0, 3.0, 10.0]
     mean = _mean(updates, weights)
@@ -101,6 +112,7 @@ def test_the_last_ranks_can_be_left_free() -> None:
     factors, losses = product_mean(updates, weights, "balanced", free=2)
 
     assert not factors.b[:, 4:].any()
+    assert not factors.a[4:].any()
     bound = float(np.sqrt(np.sum(values[4:] ** 2)))
     assert _norm(mean - factors.b @ factors.a) == pytest.approx(bound, rel=1e-12)
     assert losses.made == pytest.approx(bound**2, rel=1e-12)
